@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Table', 'marginal', 'as_table', 'conditional', 'extend', 'random_distribution', 'entropy', 'mutual_information',
-           'kl_divergence', 'js_divergence']
+           'kl_divergence', 'js_divergence', 'expected_divergence']
 
 # %% ../nbs/information/01_information.ipynb #c002
 import math
@@ -63,13 +63,16 @@ def conditional(
     given, # one axis
 ): # array `(given, target)`, each row sums to one; a row whose condition has probability zero is all zeros
     "p(target | given)."
-    table = as_table(table)
-    (t,), (g,) = table.axes(target), table.axes(given)
-    if t == g: raise InputError(f"target and condition are the same axis, {given!r}")
-    pair = marginal(table, [table.names[t], table.names[g]]).p
-    pair = pair.T if t < g else pair
+    pair = _pair(as_table(table), given, target)
     total = pair.sum(1)[:, None]
     return pair / (total + (total == 0))
+
+def _pair(table, first, second):
+    "The joint of two axes in the order asked for."
+    (i,), (j,) = table.axes(first), table.axes(second)
+    if i == j: raise InputError(f"two different axes are needed, got {first!r} twice")
+    p = marginal(table, [table.names[i], table.names[j]]).p
+    return p if i < j else p.T
 
 # %% ../nbs/information/01_information.ipynb #c011
 def extend(
@@ -169,3 +172,19 @@ def js_divergence(
     d, log_2 = log_p - log_q, math.log(2)
     js = 0.5 * (log_p.exp() * (log_2 + F.logsigmoid(d)) + log_q.exp() * (log_2 + F.logsigmoid(-d))).sum(1)
     return _reduce(js.clamp(0, log_2), reduction)
+
+# %% ../nbs/information/01_information.ipynb #c038
+def expected_divergence(
+    table, # a `Table`, or an array
+    a, # one axis, whose posterior comes first
+    b, # one axis, whose posterior comes second
+    target="y", # the axis that is predicted
+    divergence=None, # of logits, with `reduction="none"`; None: `kl_divergence`
+): # nats
+    "E over (a, b) of D[p(target | a) ‖ p(target | b)], by the functions that the losses use."
+    table = as_table(table)
+    weights, log_a, log_b = (torch.as_tensor(x) for x in (_pair(table, a, b), conditional(table, target, a), conditional(table, target, b)))
+    i, j = (weights > 0).nonzero().T
+    values = (divergence or kl_divergence)(log_a[i].log(), log_b[j].log(), reduction="none")
+    value = weights[i, j] @ values
+    return value if torch.is_tensor(table.p) else float(value)
