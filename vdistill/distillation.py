@@ -86,7 +86,7 @@ def _pairs(specific, shared):
     if not pairs: raise InputError("nothing to distil: pass specific=[(v, z), ...] or shared=((v1, z1), (v2, z2))")
     return pairs
 
-# %% ../nbs/information/03_distillation.ipynb #c049
+# %% ../nbs/information/03_distillation.ipynb #c051
 def released_loss(
     observation_logits: Tensor, # `(B, C)`, detached
     representation_logits: Tensor, # `(B, C)`
