@@ -446,7 +446,7 @@ class PairsDataset(ReIDDataset):
 
     def images(self, indices, draw=0):
         "Views of these records; another `draw`, other views."
-        indices = np.asarray(indices)
+        indices = np.asarray(indices, dtype=np.int64)
         out = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
         window, modality = (self.records[column].to_numpy()[indices] for column in ("window", "modality"))
         parameters = view_parameters(uniform(self.seed, draw, indices, 6), self.jitter)
@@ -603,7 +603,7 @@ class CSVDataset(ReIDDataset):
 
     def images(self, indices, draw=0):
         "The images of these records; `draw` has no effect."
-        return self.pixels[torch.as_tensor(np.asarray(indices))]
+        return self.pixels[torch.from_numpy(np.asarray(indices, dtype=np.int64))]
 
 # %% ../nbs/reid/10_data.ipynb #c100
 def _shape_of(paths):
