@@ -25,7 +25,8 @@ class Table:
         self.names = tuple(range(self.p.ndim)) if names is None else tuple(names.split() if isinstance(names, str) else names)
         if len(set(self.names)) != self.p.ndim: raise InputError(f"a table with {self.p.ndim} axes needs {self.p.ndim} different names, got {self.names}")
         if not bool((self.p >= 0).all()): raise InputError("a probability table has an entry that is negative or not a number")
-        if abs(float(self.p.sum()) - 1) > 1e-6: raise InputError(f"the probabilities sum to {float(self.p.sum()):.6g}, not to 1: divide the table by its sum")
+        total = self.p.sum().item()
+        if abs(total - 1) > 1e-6: raise InputError(f"the probabilities sum to {total:.6g}, not to 1: divide the table by its sum")
 
     def axes(self,
         which, # a name, a position, or a sequence of them; None: all axes

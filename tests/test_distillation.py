@@ -1,0 +1,191 @@
+"The losses of variational distillation over many random cases, against oracles of their own."
+import math
+import warnings
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from scipy.special import rel_entr
+from vdistill.core import InputError, generator
+from vdistill.distillation import VariationalDistillation, released_loss, vcd_loss, vml_loss, vsd_loss
+from vdistill.information import Table, conditional, expected_divergence, extend, marginal, mutual_information, random_distribution
+
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+seeds, scales, classes = st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 8.0]), st.integers(2, 50)
+
+
+def logits(seed, scale=1.0, C=10, B=6, n=2, dtype=torch.float64):
+    g = generator("logits", seed)
+    return [(scale * torch.randn(B, C, generator=g, dtype=dtype)).requires_grad_() for _ in range(n)]
+
+
+def oracle(p, q, T=1.0): return rel_entr(*((x.detach() / T).softmax(1).numpy() for x in (p, q))).sum(1)
+
+
+@quick
+@given(seeds, scales, classes, st.sampled_from([0.5, 1.0, 4.0]))
+def test_vsd_and_vcd_are_the_divergence_from_the_observation(seed, scale, C, T):
+    v, z = logits(seed, scale, C)
+    for f in (vsd_loss, vcd_loss):
+        assert np.allclose(f(v, z, T, reduction="none").detach(), oracle(v, z, T), rtol=1e-9, atol=1e-13)
+        assert math.isclose(f(v, z, T).item(), oracle(v, z, T).mean(), rel_tol=1e-9, abs_tol=1e-13)
+
+
+@quick
+@given(seeds, scales, classes)
+def test_vml_is_the_mean_divergence_from_the_mixture(seed, scale, C):
+    z1, z2 = logits(seed, scale, C)
+    m = ((z1.softmax(1) + z2.softmax(1)) / 2).log()
+    assert np.allclose(vml_loss(z1, z2, reduction="none").detach(), (oracle(z1, m) + oracle(z2, m)) / 2, rtol=1e-6, atol=1e-13)
+    assert 0 <= vml_loss(z1, z2) <= math.log(2)
+
+
+@quick
+@given(seeds, scales, classes, st.sampled_from([0.5, 1.0, 4.0]))
+def test_gradients_have_their_closed_form(seed, scale, C, T):
+    v, z = logits(seed, scale, C)
+    p, q = ((x.detach() / T).softmax(1) for x in (v, z))
+    to_v, to_z = torch.autograd.grad(vsd_loss(v, z, T), (v, z), allow_unused=True)
+    assert to_v is None and torch.allclose(to_z, (q - p) / (T * 6), atol=1e-12)
+    to_v, to_z = torch.autograd.grad(vsd_loss(v, z, T, detach=False), (v, z))
+    log_ratio = ((v / T).log_softmax(1) - (z / T).log_softmax(1)).detach()
+    assert torch.allclose(to_v, p * (log_ratio - (p * log_ratio).sum(1, keepdim=True)) / (T * 6), atol=1e-12)
+    assert torch.allclose(to_z, (q - p) / (T * 6), atol=1e-12)
+
+
+def test_gradcheck():
+    v, z = logits(0, C=4, B=3)
+    for f in (lambda a, b: vsd_loss(a, b, 2.0, detach=False), lambda a, b: vcd_loss(a, b, 2.0, detach=False), lambda a, b: vml_loss(a, b, 2.0)):
+        assert torch.autograd.gradcheck(f, (v, z))
+    assert torch.autograd.gradcheck(lambda b: released_loss(v, b), (z,))
+
+
+@quick
+@given(seeds, scales, st.sampled_from([torch.float32, torch.bfloat16]))
+def test_silence_at_equality(seed, scale, dtype):
+    v = logits(seed, scale, 395)[0].detach().to(dtype)
+    for f in (vsd_loss, vcd_loss, vml_loss):
+        z = v.clone().requires_grad_()
+        value = f(v, z)
+        value.backward()
+        assert abs(value.item()) < 2e-7 and z.grad.abs().max() < 1e-7
+
+
+@quick
+@given(seeds, st.sampled_from([0.3, 1.0, 4.0]))
+def test_the_expected_loss_is_the_information_lost(seed, scale):
+    g = generator("chain", seed)
+    p = extend(Table(random_distribution(3, generator=g), "y"), "v", "y", random_distribution(3, 6, scale=scale, generator=g))
+    p = extend(p, "z", "v", random_distribution(6, 4, scale=scale, generator=g))
+    assert expected_divergence(p, "v", "z", divergence=vsd_loss) == pytest.approx(mutual_information(p, "v", "y", given="z"), abs=1e-12)
+
+
+@quick
+@given(seeds, st.sampled_from([0.3, 1.0, 4.0]))
+def test_the_expected_gradient_is_that_of_cross_entropy(seed, scale):
+    g = generator("gradient", seed)
+    p = extend(Table(random_distribution(3, generator=g), "y"), "v", "y", random_distribution(3, 6, scale=scale, generator=g))
+    p = extend(p, "z", "v", random_distribution(6, 4, scale=scale, generator=g))
+    head = torch.randn(4, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    y, v, z = torch.tensor(np.indices(p.p.shape).reshape(3, -1))
+    weights = torch.tensor(p.p.ravel())
+    teacher = torch.tensor(conditional(p, "y", "v")).log()[v]
+    a, b = (torch.autograd.grad((weights * loss).sum(), head)[0] for loss in (vsd_loss(teacher, head[z], reduction="none"), F.cross_entropy(head[z], y, reduction="none")))
+    assert torch.allclose(a, b, atol=1e-14)
+
+
+def test_the_optimum_of_cross_distillation_is_the_other_views_expected_opinion():
+    g = generator("cross")
+    both = random_distribution(2, 16, scale=2, generator=g).reshape(2, 4, 4)
+    p = extend(Table(both / 2, "y v1 v2"), "z1", "v1", random_distribution(4, 3, scale=2, generator=g))
+    v2, z1 = (x.ravel() for x in np.indices((4, 3)))
+    weights = torch.tensor(marginal(p, ["v2", "z1"]).p.ravel())
+    head = torch.tensor(np.log(conditional(p, "v2", "z1") @ conditional(p, "y", "v2"))).requires_grad_()
+    loss = (weights * vcd_loss(torch.tensor(conditional(p, "y", "v2")).log()[v2], head[z1], reduction="none")).sum()
+    assert torch.autograd.grad(loss, head)[0].abs().max() < 1e-14
+
+
+# -- the released loss
+
+@quick
+@given(seeds, st.sampled_from([0.01, 1.0, 30.0, 1e4]), classes)
+def test_released_loss_is_the_released_call_and_stays_in_its_range(seed, scale, C):
+    v, z = logits(seed, scale, C)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call = F.kl_div(v.softmax(1).detach(), z.softmax(1))
+    assert torch.isclose(released_loss(v, z), call, atol=1e-12)
+    assert -math.log(C - 1 + math.e) / C - 1e-12 <= released_loss(v, z) <= 1e-12
+    to_v, to_z = torch.autograd.grad(released_loss(v, z), (v, z), allow_unused=True)
+    assert to_v is None and to_z.isfinite().all()
+
+
+@quick
+@given(seeds, scales, classes)
+def test_released_loss_is_least_at_the_softmax_of_the_probabilities(seed, scale, C):
+    v, other = logits(seed, scale, C)
+    best = v.softmax(1).detach().requires_grad_()
+    assert torch.autograd.grad(released_loss(v, best), best)[0].abs().max() < 1e-14
+    assert released_loss(v, best) <= released_loss(v, other) and best.softmax(1).max() / best.softmax(1).min() <= math.e
+
+
+# -- the weighted sum
+
+@quick
+@given(seeds, st.sampled_from([0.0, 0.5, 2.0]), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 3.0]), st.sampled_from([0.0, 1.0, 2.0]), st.integers(0, 3), st.booleans())
+def test_the_weighted_sum(seed, vsd, vcd, vml, beta, branches, paired):
+    xs = logits(seed, n=2 * branches + 4)
+    specific = list(zip(xs[4::2], xs[5::2]))
+    (v1, z1), (v2, z2) = shared = ((xs[0], xs[1]), (xs[2], xs[3]))
+    distil = VariationalDistillation(vsd, vcd, vml, beta, temperature=2.0)
+    if not (specific or paired):
+        with pytest.raises(InputError, match="nothing to distil"): distil(specific, None)
+        return
+    terms = distil(specific, shared if paired else None)
+    expected = {"vsd": sum(oracle(v, z, 2.0).mean() for v, z in specific) if vsd else 0,
+                "vcd": (oracle(v2, z1, 2.0).mean() + oracle(v1, z2, 2.0).mean()) / 2 if vcd and paired else 0,
+                "vml": vml_loss(z1, z2, 2.0).item() if vml and paired else 0}
+    assert list(terms) == ["vsd", "vcd", "vml", "total"]
+    for k, value in expected.items(): assert terms[k].item() == pytest.approx(value, rel=1e-9)
+    assert terms["total"].item() == pytest.approx(beta * (vsd * expected["vsd"] + vcd * expected["vcd"] + vml * expected["vml"]), rel=1e-9)
+
+
+def test_a_term_that_is_off_touches_nothing():
+    z1, z2 = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
+    poison = torch.full((2, 3), math.nan)
+    terms = VariationalDistillation(vcd=0)(shared=((poison, z1), (poison, z2)))
+    assert terms["vcd"] == 0 and terms["total"].isfinite()
+    terms["total"].backward()
+    assert z1.grad.isfinite().all()
+
+
+def test_detach_decides_who_learns():
+    for detach in (True, False):
+        xs = logits(7, n=8)
+        pairs = list(zip(xs[::2], xs[1::2]))
+        VariationalDistillation(detach=detach)(pairs[:2], tuple(pairs[2:]))["total"].backward()
+        assert all(z.grad.abs().sum() > 0 for _, z in pairs) and all((v.grad is None) == detach for v, _ in pairs)
+
+
+def test_specific_branches_may_have_batches_of_their_own_and_inputs_are_not_changed():
+    a, b = logits(1, B=4), logits(2, B=9)
+    before = [x.detach().clone() for x in (*a, *b)]
+    terms = VariationalDistillation()([tuple(a), tuple(b)])
+    assert terms["vsd"].item() == pytest.approx(oracle(*a).mean() + oracle(*b).mean())
+    assert all(torch.equal(x, y) for x, y in zip((*a, *b), before))
+
+
+def test_half_precision_logits_give_single_precision_terms():
+    xs = [x.detach().bfloat16() for x in logits(3, n=6)]
+    terms = VariationalDistillation()([(xs[0], xs[1])], ((xs[2], xs[3]), (xs[4], xs[5])))
+    assert all(t.dtype == torch.float32 and t.isfinite() for t in terms.values())
+
+
+def test_bad_arguments_are_told_in_one_sentence():
+    v, z = logits(0)
+    distil = VariationalDistillation()
+    for bad, words in [(lambda: distil((v, z)), r"write \[\(v, z\)\]"), (lambda: distil(v), r"write \[\(v, z\)\]"), (lambda: distil([(v, z, z)]), "pairs"), (lambda: distil(shared=(v, z)), "two pairs"),
+                       (lambda: distil(shared=[(v, z)]), "two pairs"), (lambda: distil(), "nothing to distil"), (lambda: distil([(v, z[:2])]), "one shape"),
+                       (lambda: VariationalDistillation(vml=-1), "'vml': -1"), (lambda: VariationalDistillation(beta=math.nan), "beta"), (lambda: vsd_loss(v, z, reduction="mean"), "refused")]:
+        with pytest.raises(InputError, match=words): bad()
