@@ -50,8 +50,8 @@ def _average_precision(d, match): # eq. (2); excluded pairs sit at infinity and 
     position = torch.arange(1, d.shape[1] + 1, device=d.device)
     group_ends = F.pad(d[:, 1:] != d[:, :-1], (0, 1), value=True)
     end = torch.where(group_ends, position, d.shape[1]).flip(1).cummin(1).values.flip(1)
-    precision = match.cumsum(1).gather(1, end - 1).double() / end
-    return (precision * match).sum(1) / match.sum(1)
+    enter = torch.zeros_like(end).scatter_add(1, end - 1, match.long()) # matches that enter where their group ends
+    return (enter * match.cumsum(1).double() / position).sum(1) / match.sum(1)
 
 # %% ../nbs/reid/15_evaluation.ipynb #c013
 def _inverse_negative_penalty(d, match): # eq. (3)
@@ -155,8 +155,8 @@ def chance_scores(
     gallery_ids, # `(G,)`
 ) -> RetrievalScores: # expected scores, ranks over images
     "Expectation of every score under a random order of the gallery, eq. (4); exact. Without per-query arrays."
+    if not len(query_ids) or not len(gallery_ids): raise InputError(f"nothing to rank: {len(query_ids)} queries and a gallery of {len(gallery_ids)}")
     q, g = _codes(query_ids, gallery_ids)
-    if not len(q) or not len(g): raise InputError(f"nothing to rank: {len(q)} queries and a gallery of {len(g)}")
     matches, counts = np.unique(np.bincount(g, minlength=q.max() + 1)[q], return_counts=True)
     matches, counts = matches[matches > 0], counts[matches > 0]
     if not len(matches): raise InputError(f"none of the {len(q)} queries has a match in the gallery; check the identities of both sides")
