@@ -123,13 +123,12 @@ def _contours(ax, points, colour): # density of one modality, where seaborn is t
         seaborn.kdeplot(x=points[:, 0], y=points[:, 1], ax=ax, levels=3, thresh=.2, color=colour, linewidths=1, alpha=.6)
 
 def _by_modality(ax, points, modality, size):
-    order = np.random.default_rng(0).permutation(len(points)) # neither modality lies on top
-    colours = np.array(MODALITY_COLOURS)[modality]
+    for some in np.array_split(np.random.default_rng(0).permutation(len(points)), 10): # in turns, so that neither lies on top
+        for code in (0, 1): ax.scatter(*points[some[modality[some] == code]].T, c=MODALITY_COLOURS[code], marker=MARKERS[code], s=size, alpha=.6, lw=0)
     for code, name in enumerate(("visible", "infrared")):
-        part = order[modality[order] == code]
-        ax.scatter(*points[part].T, c=colours[part], marker=MARKERS[code], s=size, alpha=.55, lw=0, label=name)
-        _contours(ax, points[part], MODALITY_COLOURS[code])
-    ax.legend(loc="upper center", bbox_to_anchor=(.5, -.02), ncols=2, markerscale=1.5, handletextpad=.2)
+        _contours(ax, points[modality == code], MODALITY_COLOURS[code])
+        ax.scatter([], [], c=MODALITY_COLOURS[code], marker=MARKERS[code], s=50, label=name)
+    ax.legend(loc="upper center", bbox_to_anchor=(.5, 0), ncols=2, handletextpad=.2)
 
 def _by_identity(ax, points, modality, identity, chosen, size):
     rest = ~np.isin(identity, chosen)
@@ -137,7 +136,7 @@ def _by_identity(ax, points, modality, identity, chosen, size):
     for colour, i in zip(COLOURS.values(), chosen):
         parts = [points[(identity == i) & (modality == code)] for code in (0, 1)]
         for marker, part in zip(MARKERS, parts): ax.scatter(*part.T, c=colour, marker=marker, s=2*size, alpha=.9, ec="white", lw=.5)
-        if len(parts[0]) and len(parts[1]): ax.plot(*np.stack([p.mean(0) for p in parts]).T, color=colour, lw=1.5, alpha=.9)
+        if len(parts[0]) and len(parts[1]): ax.plot(*np.stack([np.median(p, 0) for p in parts]).T, color=colour, lw=1.2, alpha=.8)
 
 # %% ../nbs/looking/20_plots.ipynb #c016
 @_styled
@@ -162,7 +161,7 @@ def plot_embedding(
         chosen = _chosen(np.asarray(identity), modality, min(highlight, len(COLOURS)))
         _by_identity(axes[0, 1], points, modality, np.asarray(identity), chosen, size)
         axes[0, 1].set_title(f"by identity, {len(chosen)} of {len(np.unique(identity))} in colour")
-        axes[0, 1].set_xlabel("a line joins a person's two modalities", fontsize=11)
+        axes[0, 1].set_xlabel("a line joins the two modalities of an identity", fontsize=11)
     for ax in axes[0]: ax.set(xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
     if method: fig.supylabel(method, fontsize=12)
     return fig
@@ -282,38 +281,47 @@ def _spread(values): # mean, half width of the 95 % t-interval (0 for one value)
     n = len(values)
     return values.mean(), float(t.ppf(.975, n - 1)*values.std(ddof=1)/n**.5) if n > 1 else 0.
 
-def _dots(ax, table, methods, features):
-    step = .7/max(len(features), 1)
-    colours = dict(zip(features, zip(COLOURS.values(), "osD^vPX*<>")))
+def _rows_of(table): # {(method, feature): row}, a little space between methods
+    rows, y, last = {}, 0., None
+    for method, feature in sorted(table.groupby(["method", "feature"], sort=False).groups, key=lambda pair: list(table.method.unique()).index(pair[0])):
+        y += 0 if last is None else 1 if method == last else 1.5
+        rows[method, feature], last = y, method
+    return rows
+
+def _dots(ax, table, rows, looks):
     for (method, feature), part in table.groupby(["method", "feature"], sort=False):
-        colour, marker = colours.get(feature, ("#777777", "s"))
-        y = methods.index(method) + (step*(features.index(feature) - (len(features) - 1)/2) if feature in colours else 0)
-        values = part.value.to_numpy(float)
+        y, (colour, marker), values = rows[method, feature], looks.get(feature, ("#777777", "s")), part.value.to_numpy(float)
         mean, half = _spread(values)
-        if len(values) > 1: ax.scatter(values, np.full(len(values), y), color=colour, s=16, alpha=.45, lw=0)
-        ax.errorbar(mean, y, xerr=half or None, color=colour, fmt=marker, ms=7, capsize=3, mec="white", mew=.8, label=feature if feature in colours else None)
+        ax.errorbar(mean, y, xerr=half or None, color=colour, fmt=marker, ms=6, capsize=3, lw=1.5, label=feature if feature in looks else None)
+        if len(values) > 1: ax.scatter(values, np.full(len(values), y + .35), color=colour, marker="|", s=30, lw=1.2)
+
+def _name_rows(ax, rows): # one label a method, lines between methods
+    groups = pd.Series(rows.values(), index=[method for method, _ in rows]).groupby(level=0, sort=False)
+    ax.set(yticks=groups.mean(), yticklabels=groups.mean().index, ylim=(max(rows.values()) + .8, -.8))
+    for y in groups.min().iloc[1:]: ax.axhline(y - .75, color="#d0d0d0", lw=.8)
+    ax.grid(axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0); ax.spines["left"].set_visible(False)
 
 @_styled
 def plot_results(
     results: pd.DataFrame, # tidy rows: method, seed, feature, direction, metric, value
     metric: str = "mAP", # which of them
+    references: bool = True, # False: leave out what was not learned, and start the axis near the values
 ): # the figure
-    "A metric by method and feature: a dot a seed, mean and 95 % t-interval, a panel a direction."
+    "A metric by method and feature: a tick a seed, mean and 95 % t-interval, a panel a direction."
     missing = [c for c in ("method", "seed", "feature", "direction", "metric", "value") if c not in results]
     if missing: raise InputError(f"results without the columns {', '.join(missing)}")
-    table = results[results.metric == metric]
+    table = results[(results.metric == metric) & (references | (results.feature != results.method))]
     if not len(table): raise InputError(f"no result for {metric!r}; metrics there: {', '.join(map(str, results.metric.unique())) or 'none'}")
     for column in ("dataset", "split", "protocol"):
         if column in table and table[column].nunique() > 1: raise InputError(f"results of several kinds in one picture ({column}: {', '.join(map(str, table[column].unique()[:4]))}); select one")
-    methods, directions = list(table.method.unique()), list(table.direction.unique())
-    features = list(table.feature[table.feature != table.method].unique())
-    height = 1.4 + sum(.35 + .22*max(1, table[table.method == m].feature.nunique()) for m in methods)
-    fig, axes = plt.subplots(1, len(directions), figsize=(1 + 4.2*len(directions), height), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    rows, directions = _rows_of(table), list(table.direction.unique())
+    looks = dict(zip(table.feature[table.feature != table.method].unique(), zip(COLOURS.values(), "os^DvPX*<>")))
+    fig, axes = plt.subplots(1, len(directions), figsize=(1 + 4.2*len(directions), 1.4 + .27*max(rows.values())), layout="constrained", sharex=True, sharey=True, squeeze=False)
     for ax, direction in zip(axes[0], directions):
-        _dots(ax, table[table.direction == direction], methods, features)
-        ax.set(title=direction, xlabel=f"{metric} (%)", yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - .5, -.5), xlim=(0, None))
-        ax.grid(axis="x"); ax.tick_params(axis="y", length=0); ax.spines["left"].set_visible(False)
-        for y in range(1, len(methods)): ax.axhline(y - .5, color="#d0d0d0", lw=.8)
-    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels())))
+        _dots(ax, table[table.direction == direction], rows, looks)
+        _name_rows(ax, rows)
+        ax.set(title=direction, xlabel=f"{metric} (%)")
+    if references: axes[0, 0].set_xlim(left=0) # after all panels, which share it
+    handles = {label: h[0] for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
     if handles: fig.legend(handles.values(), handles, loc="outside right center", title="feature")
     return fig
