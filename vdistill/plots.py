@@ -20,7 +20,7 @@ MODALITY_COLOURS = (COLOURS["blue"], COLOURS["vermilion"]) # visible, infrared
 RIGHT, WRONG = "#00874F", "#D62728"
 STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-    "font.size": 12, "axes.titlesize": 13, "axes.titlelocation": "left", "axes.labelsize": 12, "legend.fontsize": 11, "legend.frameon": False,
+    "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "legend.fontsize": 11, "legend.frameon": False,
     "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#666666", "xtick.color": "#444444", "ytick.color": "#444444",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e6e6e6", "axes.axisbelow": True,
     "lines.linewidth": 2, "axes.prop_cycle": plt.cycler(color=list(COLOURS.values())), "mathtext.fontset": "dejavusans",
@@ -99,7 +99,7 @@ def embed_2d(
 
 def _pca(x, seed):
     from sklearn.decomposition import PCA
-    points = PCA(min(2, *x.shape), random_state=seed).fit_transform(x)
+    with np.errstate(invalid="ignore"): points = PCA(min(2, *x.shape), random_state=seed).fit_transform(x) # no spread at all is no error
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))).astype(np.float32)
 
 def _umap(x, seed):
@@ -209,7 +209,7 @@ def plot_ranked_lists(
             _picture(ax := axes[r][k + 1], gallery[r, k])
             _frame(ax, matches[r, k], 9)
             if distances is not None: ax.set_xlabel(f"{distances[r, k]:.2f}", fontsize=10, labelpad=3)
-    for k, title in enumerate([query_title, *range(1, columns + 1)]): axes[0][k].set_title(title, fontsize=12, loc="center", pad=6)
+    for k, title in enumerate([query_title, *range(1, columns + 1)]): axes[0][k].set_title(title, fontsize=12, pad=6)
     return fig
 
 # %% ../nbs/looking/20_plots.ipynb #c027
