@@ -287,7 +287,7 @@ class Trainer:
             self.best = dict(epoch=self.epoch, feature=scores.idxmax(), value=float(scores.max()))
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
             if self.run_dir: save_weights(self.run_dir, self.model)
-        return {f"val_mAP {k}": v for k, v in scores.items()} | dict(val_mAP=scores.max())
+        return {f"val_mAP {k}": float(v) for k, v in scores.items()} | dict(val_mAP=float(scores.max()))
 
     def test(self) -> pd.DataFrame:
         "Read the test identities once, with the weights and the headline feature that validation chose."
