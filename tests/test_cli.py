@@ -1,0 +1,113 @@
+"The commands as a shell calls them."
+import os, shutil, subprocess, sys
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+
+SMALL = ["epochs=2", "width=8", "features=32", "z_features=32", "hidden=[32]", "validate_every=1", "identities_per_batch=8"]
+PEOPLE = ["data.identities=[24, 8, 12]", "data.images_per_camera=2"]
+ROOT = str(Path(__file__).resolve().parent.parent)
+
+def call(folder, *args):
+    environment = os.environ | dict(PYTHONPATH=ROOT, OMP_NUM_THREADS="1")
+    return subprocess.run([sys.executable, "-m", "vdistill", *map(str, args)], cwd=folder, capture_output=True, text=True, env=environment)
+
+def sets(*settings): return [x for s in settings for x in ("--set", s)]
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    return folder, call(folder, "train", "synthetic", "--out", "a run", *sets(*SMALL, *PEOPLE))
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    "Generated aligned pairs: smoothed noise, and its negative."
+    folder, rng = tmp_path_factory.mktemp("scenes")/"pairs", np.random.default_rng(0)
+    for i in range(12):
+        x = Image.fromarray(rng.integers(0, 256, (22, 32), dtype=np.uint8)).resize((320, 220), Image.Resampling.BICUBIC)
+        for name, image in (("visible", x.convert("RGB")), ("infrared", x.point(lambda v: 255 - v))):
+            (folder/name).mkdir(parents=True, exist_ok=True)
+            image.save(folder/name/f"{i:03d}.png")
+    return folder
+
+def test_train_makes_a_whole_run(trained):
+    folder, done = trained
+    assert done.returncode == 0, done.stderr
+    names = {p.name for p in (folder/"a run").iterdir()}
+    assert names >= {"config.yaml", "history.csv", "model.safetensors", "state.pt", "checksums.json", "results.csv", "kl_curves.png", "embedding.png", "ranked_infrared_to_visible.png", "ranked_visible_to_infrared.png"}
+    assert not [n for n in names if n.startswith(".")]
+    results = pd.read_csv(folder/"a run"/"results.csv")
+    assert set(results.method) >= {"chance", "pixels", "HOG", "full", "ceiling"} and results.value.between(0, 100).all()
+    assert set(results.direction) == {"infrared→visible", "visible→infrared"} and set(results.metric) == {"rank-1", "rank-5", "rank-10", "mAP", "mINP"}
+    for word in ("rank-1", "chance", "ceiling", "z specific+shared", "kl_curves.png"): assert word in done.stdout
+
+def test_evaluate_and_show(trained):
+    folder, _ = trained
+    again = call(folder, "evaluate", "a run")
+    assert again.returncode == 0, again.stderr
+    before, after = (pd.read_csv(folder/"a run"/n) for n in ("results.csv", "evaluate-synthetic-test.csv"))
+    keys = ["method", "feature", "direction", "metric"]
+    np.testing.assert_allclose(before.set_index(keys).value.sort_index(), after.set_index(keys).value.sort_index(), atol=1e-9)
+    (folder/"a run"/"embedding.png").unlink()
+    assert call(folder, "show", "a run").returncode == 0 and (folder/"a run"/"embedding.png").is_file()
+
+def test_evaluate_on_another_set_takes_all_of_it(trained, scenes):
+    folder, _ = trained
+    done = call(folder, "evaluate", "a run", f"pairs:{scenes}")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(folder/"a run"/"evaluate-pairs-all.csv")
+    assert set(table.split) == {"all"} and "all identities" in table.protocol.iloc[0]
+
+def test_train_on_pairs(trained, scenes):
+    folder, _ = trained
+    done = call(folder, "train", f"pairs:{scenes}", *sets(*SMALL, "identities_per_batch=4"))
+    assert done.returncode == 0, done.stderr
+    assert (folder/"runs"/"pairs-full-0"/"results.csv").is_file()
+    assert call(folder, "train", f"pairs:{scenes}", "--method", "baseline", *sets(*SMALL, "identities_per_batch=4")).returncode == 0
+
+def test_resume(trained):
+    folder, _ = trained
+    shutil.copytree(folder/"a run", folder/"cut")
+    (folder/"cut"/"results.csv").unlink()
+    unfinished = call(folder, "show", "cut")
+    assert unfinished.returncode == 2 and "--resume" in unfinished.stderr
+    done = call(folder, "train", "--resume", "cut")
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(*(pd.read_csv(folder/n/"results.csv").drop(columns=["seconds", "commit"]) for n in ("a run", "cut")))
+
+@pytest.mark.parametrize("args, word", [
+    (["train"], "--resume"), (["train", "pairs:nowhere"], "nowhere"), (["train", "synth"], "synthetic"), (["train", "csv:none.csv"], "none.csv"),
+    (["train", "synthetic", "--method", "fool"], "baseline"), (["train", "synthetic", "--set", "epoch=3"], "epochs"), (["train", "synthetic", "--set", "epochs"], "KEY=VALUE"),
+    (["train", "synthetic", "--set", "device=cuda:77"], "cuda:77"), (["train", "synthetic", "--set", "epochs=0"], "epochs"), (["train", "--resume", "nowhere"], "nowhere"),
+    (["train", "synthetic", "--out", "a run"], "a run"), (["evaluate", "nowhere"], "nowhere"), (["evaluate", "a run", "pairs:nowhere"], "nowhere"),
+    (["show", "nowhere"], "nowhere"), (["ablate", "none.yaml"], "none.yaml")])
+def test_bad_input_is_one_line_and_leaves_nothing(trained, args, word):
+    folder, _ = trained
+    before = sorted(folder.rglob("*"))
+    done = call(folder, *args)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0], done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+def test_corrupt_images_are_all_named(tmp_path, scenes):
+    broken = tmp_path/"broken"
+    shutil.copytree(scenes, broken)
+    (broken/"visible"/"003.png").write_bytes(b"")
+    (broken/"infrared"/"005.png").write_bytes(b"no image")
+    done = call(tmp_path, "train", f"pairs:{broken}")
+    assert done.returncode == 2 and "003.png" in done.stderr and "005.png" in done.stderr and not (tmp_path/"runs").exists()
+
+def test_help_for_each():
+    for command in ("demo", "train", "evaluate", "show", "ablate", "bench"):
+        done = call(".", command, "--help")
+        assert done.returncode == 0 and "Usage" in done.stdout
+
+def test_ablate_skips_what_is_done(tmp_path):
+    (tmp_path/"grid.yaml").write_text("datasets: [synthetic]\nmethods: [baseline, full]\nseeds: [0]\nsettings: {epochs: 1, width: 8, features: 32, z_features: 32, hidden: [32], identities_per_batch: 8, data: {identities: [24, 8, 12], images_per_camera: 2}}\n")
+    assert call(tmp_path, "ablate", "grid.yaml", "--shard", "1/2").returncode == 0
+    done = call(tmp_path, "ablate", "grid.yaml", "--collect", "some.csv")
+    assert "1 of 2" in done.stdout and "synthetic-full-0" in done.stdout
+    stamp = (tmp_path/"runs/ablate/synthetic-baseline-0/results.csv").stat().st_mtime_ns
+    assert call(tmp_path, "ablate", "grid.yaml").returncode == 0
+    assert (tmp_path/"runs/ablate/synthetic-baseline-0/results.csv").stat().st_mtime_ns == stamp
+    assert "2 of 2" in call(tmp_path, "ablate", "grid.yaml", "--collect", "all.csv").stdout
