@@ -1,16 +1,26 @@
 "The commands as a shell calls them."
-import os, shutil, subprocess, sys
+import contextlib, io, os, shutil, subprocess, sys, warnings
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
+from vdistill.cli import main
 
 SMALL = ["epochs=2", "width=8", "features=32", "z_features=32", "hidden=[32]", "validate_every=1", "identities_per_batch=8"]
 PEOPLE = ["data.identities=[24, 8, 12]", "data.images_per_camera=2"]
-ROOT = str(Path(__file__).resolve().parent.parent)
 
 def call(folder, *args):
-    environment = os.environ | dict(PYTHONPATH=ROOT, OMP_NUM_THREADS="1")
-    return subprocess.run([sys.executable, "-m", "vdistill", *map(str, args)], cwd=folder, capture_output=True, text=True, env=environment)
+    "The console script's function in this process, from a folder; a shell would see the same."
+    out, err, code, before, argv = io.StringIO(), io.StringIO(), 0, os.getcwd(), sys.argv
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        os.chdir(folder)
+        sys.argv = ["vdistill", *map(str, args)]
+        try: main()
+        except SystemExit as e: code = e.code or 0
+        finally:
+            os.chdir(before)
+            sys.argv = argv
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 def sets(*settings): return [x for s in settings for x in ("--set", s)]
 
@@ -111,3 +121,9 @@ def test_ablate_skips_what_is_done(tmp_path):
     assert call(tmp_path, "ablate", "grid.yaml").returncode == 0
     assert (tmp_path/"runs/ablate/synthetic-baseline-0/results.csv").stat().st_mtime_ns == stamp
     assert "2 of 2" in call(tmp_path, "ablate", "grid.yaml", "--collect", "all.csv").stdout
+
+def test_from_a_shell(tmp_path):
+    "The installed script and the module; exit code and one line on standard error."
+    for command in ([str(Path(sys.executable).parent/"vdistill")], [sys.executable, "-m", "vdistill"]):
+        done = subprocess.run([*command, "train", "pairs:nowhere"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
