@@ -101,10 +101,10 @@ def test_an_anchor_without_a_triplet_is_left_out():
     torch.testing.assert_close(hardest(d, torch.tensor([[True, False], [False, True], [False, False]]), 10.), (a + b) / 2)
 
 
-@pytest.mark.parametrize("kind", ["equal", "zero", "opposite"])
+@pytest.mark.parametrize("kind", ["equal", "unit", "zero", "opposite"])
 def test_coinciding_features_keep_finite_gradients(kind):
     label = torch.tensor([0, 0, 1, 1])
-    v = dict(equal=torch.ones(4, 8), zero=torch.zeros(4, 8), opposite=torch.ones(4, 8))[kind].requires_grad_()
+    v = dict(equal=torch.ones(4, 8), unit=torch.eye(8)[:1].repeat(4, 1), zero=torch.zeros(4, 8), opposite=torch.ones(4, 8))[kind].requires_grad_()
     i = (-v if kind == "opposite" else v).detach().clone().requires_grad_()
     loss = cross_modal_triplet(v, i, label)
     loss.backward()
