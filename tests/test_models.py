@@ -186,9 +186,7 @@ BAD = { # file name: what is written, given the path and a good state dict
     "cut.safetensors": lambda p, s: (save_file(stem(s), p), p.write_bytes(p.read_bytes()[:-2000])),
 }
 
-UNCLEAR = pytest.mark.xfail(strict=True, reason="load_backbone_weights repeats the reader's own message, which is empty, gives wrong advice, or names no tensor")
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=UNCLEAR) if n in ("empty.pth", "text.pth", "shape.pth", "code.pth", "pickle.pth") else n for n in BAD])
+@pytest.mark.parametrize("name", BAD)
 def test_weight_files_that_do_not_do(resnet, tmp_path, name):
     BAD[name](tmp_path / name, resnet.state_dict())
     said = message(load_backbone_weights, resnet, tmp_path / name)

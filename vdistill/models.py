@@ -96,9 +96,10 @@ def load_backbone_weights(
     try:
         from safetensors.torch import load_file
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        missing, unexpected = net.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False)
-    except InputError: raise
-    except Exception as e: raise InputError(f"{path} is not a ResNet-50 state dict: {str(e).splitlines()[0][:200]}") from None
+        state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    except Exception as e: raise InputError(f"{path} is not a ResNet-50 state dict ({type(e).__name__}): pass tensors by name, in a .safetensors or a torch file") from None
+    try: missing, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as e: raise InputError(f"{path} does not fit ResNet-50: {str(e).splitlines()[1].strip()}") from None
     if missing or unexpected: raise InputError(f"{path} does not fit ResNet-50: {len(missing)} tensors missing, {len(unexpected)} unknown, for example {(missing + unexpected)[0]}")
 
 # %% ../nbs/reid/13_models.ipynb #c017
