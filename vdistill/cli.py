@@ -86,8 +86,7 @@ def train(
 
 def _interrupted(trainer):
     "Say how to go on; the exit code of an interrupted program."
-    saved = (trainer.run_dir/"state.pt").is_file()
-    typer.echo(f"\nInterrupted in epoch {trainer.epoch}. " + (f"Go on with: vdistill train --resume {trainer.run_dir}" if saved else "Nothing was saved yet; start again."), err=True)
+    typer.echo(f"\nInterrupted in epoch {trainer.epoch}. Go on with: vdistill train --resume {trainer.run_dir}", err=True)
     return 130
 
 # %% ../nbs/cli/30_cli.ipynb #c011
@@ -191,8 +190,9 @@ def bench(
     quick: Annotated[bool, typer.Option(help="a few seconds instead of a minute")] = False,
 ):
     "Measure speeds on this machine; ratios are taken in one run."
-    from vdistill.benchmark import run_benchmark
-    typer.echo(run_benchmark(quick=quick, progress=True).to_string(index=False))
+    from vdistill.benchmark import machine, run_benchmark
+    typer.echo(machine())
+    typer.echo(run_benchmark(quick=quick, progress=True).to_string(index=False, na_rep="", float_format="{:,.1f}".format))
 
 # %% ../nbs/cli/30_cli.ipynb #c018
 def _note(message, category, filename, lineno, file=None, line=None): print(f"note: {message}", file=sys.stderr)

@@ -91,8 +91,7 @@ def run_cell(
     "Run one cell, or resume it, or read its results when it is done."
     run_dir = Path(out)/cell.folder()
     if (run_dir/"results.csv").is_file(): return pd.read_csv(run_dir/"results.csv")
-    if (run_dir/"state.pt").is_file(): return Trainer.resume(run_dir, progress, dataset).fit()
-    (run_dir/"config.yaml").unlink(missing_ok=True)  # cut off before the first state: nothing to lose
+    if (run_dir/"config.yaml").is_file(): return Trainer.resume(run_dir, progress, dataset).fit()
     return Trainer(configure(cell.dataset, cell.method, cell.seed, **settings), run_dir, dataset, progress).fit()
 
 # %% ../nbs/looking/23_comparison.ipynb #c012
