@@ -37,33 +37,33 @@ def _features(x, name):
     return x
 
 # %% ../nbs/reid/15_evaluation.ipynb #c009
-def _nearest(d, match): # distance of each query's nearest match; infinite where there is none
-    return d.masked_fill(~match, torch.inf).amin(1, keepdim=True)
+def _sorted(d): # each row's values
+    return torch.from_numpy(np.sort(d.numpy(), axis=1)) if d.device.type == "cpu" else d.sort(dim=1).values
 
-def _first_rank(d, match): # eq. (1), counting images
-    return 1 + ((d <= _nearest(d, match)) & ~match).sum(1)
+def _counts(d, match): # n and c of each query's matches, nearest first, then zeros: `(Q, most matches)`
+    m = match.sum(1, keepdim=True)
+    near = d.masked_fill(~match, torch.inf).topk(max(1, int(m.max())), largest=False).values
+    counts = (torch.searchsorted(x, near, right=True) for x in (_sorted(d), near))
+    return [x.masked_fill(torch.arange(near.shape[1], device=d.device) >= m, 0) for x in counts]
 
 # %% ../nbs/reid/15_evaluation.ipynb #c011
-def _average_precision(d, match): # eq. (2); excluded pairs sit at infinity and are no match
-    d, order = d.sort(dim=1)
-    match = match.gather(1, order)
-    position = torch.arange(1, d.shape[1] + 1, device=d.device)
-    group_ends = F.pad(d[:, 1:] != d[:, :-1], (0, 1), value=True)
-    end = torch.where(group_ends, position, d.shape[1]).flip(1).cummin(1).values.flip(1)
-    enter = torch.zeros_like(end).scatter_add(1, end - 1, match.long()) # matches that enter where their group ends
-    return (enter * match.cumsum(1).double() / position).sum(1) / match.sum(1)
+def _first_rank(n, c): # eq. (1), counting images
+    return 1 + (n - c)[:, 0]
 
 # %% ../nbs/reid/15_evaluation.ipynb #c013
-def _inverse_negative_penalty(d, match): # eq. (3)
-    farthest = d.masked_fill(~match, -torch.inf).amax(1, keepdim=True)
-    return match.sum(1).double() / (d <= farthest).sum(1)
+def _average_precision(n, c): # eq. (2); added from the left, so that the zeros of the padding change no bit
+    return (c.double() / n.clamp_min(1)).cumsum(1)[:, -1] / c.amax(1)
 
 # %% ../nbs/reid/15_evaluation.ipynb #c015
+def _inverse_negative_penalty(n, c): # eq. (3)
+    return c.amax(1).double() / n.amax(1)
+
+# %% ../nbs/reid/15_evaluation.ipynb #c019
 def _first_rank_of_identity(d, query_codes, gallery_codes, identities):
     nearest = d.new_full((len(d), identities), torch.inf).scatter_reduce(1, gallery_codes.expand(len(d), -1), d, "amin")
     return (nearest <= nearest.gather(1, query_codes[:, None])).sum(1)
 
-# %% ../nbs/reid/15_evaluation.ipynb #c017
+# %% ../nbs/reid/15_evaluation.ipynb #c021
 @dataclass(frozen=True)
 class RetrievalScores:
     "What a ranking is worth; fractions in 0..1."
@@ -86,7 +86,7 @@ class RetrievalScores:
 
     def __repr__(self): return ", ".join(f"{k} {v:.1f}" for k, v in self.percent().items()) + f" (%, {self.valid_queries} queries)"
 
-# %% ../nbs/reid/15_evaluation.ipynb #c019
+# %% ../nbs/reid/15_evaluation.ipynb #c023
 def _identities(ids, name, length=None):
     ids = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if ids.ndim != 1: raise InputError(f"{name} has shape {ids.shape}; needed: one identity an image")
@@ -113,7 +113,7 @@ def _checked(distances, exclude): # a float matrix, excluded pairs moved to infi
     if bad.any(): raise InputError(f"{int(bad.sum())} of {d.numel()} distances are NaN or infinite, the first for query {int(bad.any(1).nonzero()[0])}")
     return d if exclude is None else d.masked_fill(exclude, torch.inf)
 
-# %% ../nbs/reid/15_evaluation.ipynb #c020
+# %% ../nbs/reid/15_evaluation.ipynb #c024
 @torch.no_grad()
 def retrieval_scores(
     distances, # `(Q, G)`, finite; tensor (any device) or array
@@ -131,9 +131,10 @@ def retrieval_scores(
     identities = int(max(q_codes.max(), g_codes.max())) + 1
     parts = []
     for q, rows in zip(q_codes.split(block := max(1, 2**22 // d.shape[1])), d.split(block)):
-        match = (q[:, None] == g_codes) & rows.isfinite()
-        first = _first_rank(rows, match) if cmc == "image" else _first_rank_of_identity(rows, q, g_codes, identities)
-        parts.append((match.any(1), first, _average_precision(rows, match), _inverse_negative_penalty(rows, match)))
+        rows = rows.contiguous()
+        n, c = _counts(rows, (q[:, None] == g_codes) & rows.isfinite())
+        first = _first_rank(n, c) if cmc == "image" else _first_rank_of_identity(rows, q, g_codes, identities)
+        parts.append((c[:, 0] > 0, first, _average_precision(n, c), _inverse_negative_penalty(n, c)))
     valid, first, ap, inp = (torch.cat(p).cpu().numpy() for p in zip(*parts))
     if not valid.any(): raise InputError(f"none of the {len(valid)} queries has a match that counts in the gallery; check the identities of both sides and what is excluded")
     ranks = d.shape[1] if cmc == "image" else len(g_codes.unique())
@@ -141,7 +142,7 @@ def retrieval_scores(
     return RetrievalScores(curve, float(ap[valid].mean()), float(inp[valid].mean()), int(valid.sum()),
                            np.where(valid, first, 0), np.where(valid, ap, np.nan), np.where(valid, inp, np.nan))
 
-# %% ../nbs/reid/15_evaluation.ipynb #c037
+# %% ../nbs/reid/15_evaluation.ipynb #c041
 def _chance(n, m): # eq. (4) for one query with m matches among n
     k = np.arange(1, n + 1)
     missed = np.cumprod(np.maximum(n - m - k + 1, 0) / (n - k + 1))
@@ -164,7 +165,7 @@ def chance_scores(
     curve, ap, inp = (np.average(x, axis=0, weights=counts) for x in (curves, aps, inps))
     return RetrievalScores(curve, float(ap), float(inp), int(counts.sum()))
 
-# %% ../nbs/reid/15_evaluation.ipynb #c046
+# %% ../nbs/reid/15_evaluation.ipynb #c050
 def _in_both(table): # the identities that can be searched across modalities, in order
     seen = table.groupby("identity").modality.nunique()
     ids = np.sort(seen.index[seen == 2].to_numpy())
@@ -203,7 +204,7 @@ def protocol_text(
     notes += [f"some with only {fewest} images"] if protocol.shots and fewest < protocol.shots else []
     return str(protocol) + (f" ({', '.join(notes)})" if notes else "")
 
-# %% ../nbs/reid/15_evaluation.ipynb #c050
+# %% ../nbs/reid/15_evaluation.ipynb #c054
 DIRECTIONS = ("infrared→visible", "visible→infrared") # query→gallery
 
 def _rows(feature, direction, scores): return [dict(feature=feature, direction=direction, metric=metric, value=value) for metric, value in scores.percent().items()]
@@ -238,7 +239,7 @@ def mean_over_draws(
     keys = [c for c in table if c != "value"]
     return table.groupby(keys, sort=False, as_index=False, dropna=False).value.mean().to_dict("records")
 
-# %% ../nbs/reid/15_evaluation.ipynb #c051
+# %% ../nbs/reid/15_evaluation.ipynb #c055
 @torch.no_grad()
 def evaluate(
     dataset, # with `records`, `images(indices, draw=…)` and a default `protocol`
@@ -262,7 +263,7 @@ def _extract(dataset, extract, indices, modality, draw, batch_size):
     parts = [extract(dataset.images(batch, draw=draw), modality) for batch in np.array_split(indices, -(-len(indices)//batch_size))]
     return {name: torch.cat([torch.as_tensor(p[name]) for p in parts]) for name in parts[0]}
 
-# %% ../nbs/reid/15_evaluation.ipynb #c054
+# %% ../nbs/reid/15_evaluation.ipynb #c058
 COLUMNS = ("dataset", "method", "seed", "split", "feature", "direction", "protocol", "metric", "value", "seconds", "device", "versions", "commit")
 
 @functools.cache
@@ -292,7 +293,7 @@ def results_frame(
     if missing: raise InputError(f"results without {', '.join(missing)}; pass them as arguments (device, versions and commit come from run_columns)")
     return table[[*COLUMNS, *(c for c in table if c not in COLUMNS)]]
 
-# %% ../nbs/reid/15_evaluation.ipynb #c058
+# %% ../nbs/reid/15_evaluation.ipynb #c062
 RUN = ("dataset", "method", "split", "feature", "direction", "protocol", "metric") # what makes two values comparable
 
 def _interval(values): # half width of eq. (5); NaN for one value
@@ -328,7 +329,7 @@ def paired_differences(
     if not len(difference): raise InputError(f"{method!r} and {reference!r} have no seed and metric in common; methods there: {', '.join(map(str, results.method.unique()))}")
     return summarize(difference.assign(method=f"{method} - {reference}"))
 
-# %% ../nbs/reid/15_evaluation.ipynb #c066
+# %% ../nbs/reid/15_evaluation.ipynb #c070
 def _grey(images): # (B, H, W) float32, 0..255
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8: raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")
