@@ -104,4 +104,4 @@ def ranked_figure(
     matches = ids[gallery][nearest] == ids[query][chosen][:, None]
     images = dataset.images(gallery[nearest.ravel()]).unflatten(0, nearest.shape)
     modality = MODALITIES[dataset.records.modality.to_numpy()[query[0]]]
-    return plot_ranked_lists(dataset.images(query[chosen]), images, matches, np.take_along_axis(distances, nearest, 1), query_title=f"{modality} query")
+    return plot_ranked_lists(dataset.images(query[chosen]), images, matches, np.take_along_axis(distances, nearest, 1), query_title=f"{modality}\nquery")
