@@ -70,7 +70,7 @@ def save_figure(
 ) -> Path:
     "Write a figure whole or not at all, and close it."
     import matplotlib.pyplot as plt
-    with atomic_path(path) as p: figure.savefig(p, dpi=110)
+    with atomic_path(path) as p: figure.savefig(p, dpi=110, bbox_inches="tight", pad_inches=.1)
     plt.close(figure)
     return Path(path)
 
@@ -104,4 +104,4 @@ def ranked_figure(
     matches = ids[gallery][nearest] == ids[query][chosen][:, None]
     images = dataset.images(gallery[nearest.ravel()]).unflatten(0, nearest.shape)
     modality = MODALITIES[dataset.records.modality.to_numpy()[query[0]]]
-    return plot_ranked_lists(dataset.images(query[chosen]), images, matches, np.take_along_axis(distances, nearest, 1), query_title=f"{modality}\nquery")
+    return plot_ranked_lists(dataset.images(query[chosen]), images, matches, np.take_along_axis(distances, nearest, 1), query_title=f"{modality} query")
