@@ -16,7 +16,7 @@ def readme(notebook):
     "The notebook's visible cells as Markdown."
     parts = []
     for cell in notebook.cells:
-        directives = re.findall(r"^#\|\s*(\S+)(?:\s+(\S+))?", cell.source, re.M)
+        directives = re.findall(r"^#\|[ \t]*(\S+)(?:[ \t]+(\S+))?", cell.source, re.M)
         if ("hide", "") in directives: continue
         if cell.cell_type == "markdown": parts.append(relink(cell.source)); continue
         source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
