@@ -166,7 +166,7 @@ def rate(
 ) -> float: # factor on the learning rate
     "Learning-rate factor at a point of the training."
     if progress < config.warmup: return (progress + 1e-3)/(config.warmup + 1e-3)
-    if config.schedule == "step": return .1**((progress >= .6) + (progress >= .85))
+    if config.schedule == "step": return .1**sum(map(int, (progress >= .6, progress >= .85)))
     return .5*(1 + math.cos(math.pi*(progress - config.warmup)/(1 - config.warmup)))
 
 # %% ../nbs/reid/16_training.ipynb #c018
