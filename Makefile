@@ -27,7 +27,7 @@ check: $(VENV)/.installed-dev
 
 notebooks: $(VENV)/.installed-dev check
 	@echo "Running every chapter ..."
-	@$(ONE_THREAD) $(BIN)/nbdev-test --n_workers 2 --pause 0.5
+	@$(ONE_THREAD) $(BIN)/nbdev-test --n-workers 2 --pause 0.5 --timing
 
 pytest: $(VENV)/.installed-dev notebooks
 	@$(BIN)/python -m pytest -m "not slow"
