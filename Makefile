@@ -45,7 +45,7 @@ bench: $(VENV)/.installed-demo
 	@$(BIN)/vdistill bench
 
 clean:
-	@rm -rf _proc _docs build dist *.egg-info nbs/_quarto.yml .hypothesis .pytest_cache
+	@rm -rf _proc _docs build dist *.egg-info nbs/_quarto.yml nbs/nbdev.yml .hypothesis .pytest_cache
 	@find nbs vdistill tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(VENV)/bin/python:
