@@ -122,6 +122,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vdistill.comparison.collect': ('looking/comparison.html#collect', 'vdistill/comparison.py'),
                                      'vdistill.comparison.headlines': ('looking/comparison.html#headlines', 'vdistill/comparison.py'),
                                      'vdistill.comparison.read_grid': ('looking/comparison.html#read_grid', 'vdistill/comparison.py'),
+                                     'vdistill.comparison.read_results': ('looking/comparison.html#read_results', 'vdistill/comparison.py'),
                                      'vdistill.comparison.reference_scores': ( 'looking/comparison.html#reference_scores',
                                                                                'vdistill/comparison.py'),
                                      'vdistill.comparison.run_cell': ('looking/comparison.html#run_cell', 'vdistill/comparison.py'),

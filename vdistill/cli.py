@@ -142,12 +142,12 @@ def show(
     device: Device = "auto",
 ):
     "Print a finished run's table and draw its pictures again."
-    import pandas as pd
+    from vdistill.comparison import read_results
     from vdistill.training import read_config
     config = read_config(run)
     if not (run/"results.csv").is_file(): raise InputError(f"{run} is not finished: go on with vdistill train --resume {run}")
     dataset, _, _ = open_for_evaluation(config, None)
-    finish(pd.read_csv(run/"results.csv", keep_default_na=False), run, dataset, None, device)
+    finish(read_results(run/"results.csv"), run, dataset, None, device)
 
 # %% ../nbs/cli/30_cli.ipynb #c014
 def finish(
