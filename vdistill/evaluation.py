@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DIRECTIONS', 'COLUMNS', 'RUN', 'pairwise_distances', 'RetrievalScores', 'retrieval_scores', 'chance_scores',
            'gallery_draws', 'protocol_text', 'score_features', 'chance_rows', 'mean_over_draws', 'evaluate',
-           'run_columns', 'results_frame', 'summarize', 'paired_differences', 'pixel_features', 'hog_features']
+           'extract_features', 'run_columns', 'results_frame', 'summarize', 'paired_differences', 'pixel_features',
+           'hog_features']
 
 # %% ../nbs/reid/15_evaluation.ipynb #c003
 import functools, subprocess
@@ -255,11 +256,19 @@ def evaluate(
     ids = dataset.records.identity.to_numpy()
     rows = []
     for draw, sides in enumerate(gallery_draws(dataset.records, indices, protocol, seed)):
-        features = [_extract(dataset, extract, side, modality, draw, batch_size) for modality, side in enumerate(sides)]
+        features = [extract_features(dataset, extract, side, modality, draw, batch_size) for modality, side in enumerate(sides)]
         rows.append(score_features({name: [f[name] for f in features] for name in features[0]}, *(ids[s] for s in sides)))
     return mean_over_draws(rows)
 
-def _extract(dataset, extract, indices, modality, draw, batch_size):
+def extract_features(
+    dataset, # with `images(indices, draw=…)`
+    extract, # (uint8 images `(B, 3, H, W)`, modality 0 or 1) -> {feature name: `(B, D)`}
+    indices, # rows of one modality
+    modality: int, # 0 visible, 1 infrared
+    draw: int = 0, # which drawing of the views
+    batch_size: int = 256,
+) -> dict: # {feature name: `(N, D)`}
+    "Features of many images, batch by batch."
     parts = [extract(dataset.images(batch, draw=draw), modality) for batch in np.array_split(indices, -(-len(indices)//batch_size))]
     return {name: torch.cat([torch.as_tensor(p[name]) for p in parts]) for name in parts[0]}
 

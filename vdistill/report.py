@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from .core import atomic_path
 from .data import MODALITIES
-from .evaluation import DIRECTIONS, gallery_draws, pairwise_distances
+from .evaluation import DIRECTIONS, extract_features, gallery_draws, pairwise_distances
 from .plots import embed_2d, plot_embedding, plot_kl_curves, plot_ranked_lists
 from .training import load_run
 
@@ -51,7 +51,7 @@ def write_pictures(
     embed, headline = load_run(run_dir, device)
     seed, indices = embed.config.seed, dataset.indices("test") if indices is None else indices
     visible, infrared = gallery_draws(dataset.records, indices, dataset.protocol, seed)[0]
-    features = [_features(embed, dataset, side, m, headline) for m, side in enumerate((visible, infrared))]
+    features = [extract_features(dataset, embed, side, m)[headline].numpy() for m, side in enumerate((visible, infrared))]
     figures = {"embedding": embedding_figure(features, [dataset.records.identity.to_numpy()[s] for s in (visible, infrared)], headline, seed)}
     for name, (q, g) in {"ranked_infrared_to_visible": (1, 0), "ranked_visible_to_infrared": (0, 1)}.items():
         figures[name] = ranked_figure(dataset, (visible, infrared)[q], (visible, infrared)[g], features[q], features[g], queries, depth, seed)
@@ -60,10 +60,6 @@ def write_pictures(
     return [save_figure(figure, run_dir/f"{name}.png") for name, figure in figures.items()]
 
 # %% ../nbs/looking/25_report.ipynb #c010
-def _features(embed, dataset, indices, modality, name): # (n, d) array
-    parts = [embed(dataset.images(part), modality)[name] for part in np.array_split(indices, -(-len(indices)//256))]
-    return np.concatenate([p.numpy() for p in parts])
-
 def save_figure(
     figure, # a matplotlib figure
     path, # ends in `.png`
