@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from scipy.special import rel_entr
 from scipy.stats import entropy as scipy_entropy
 from vdistill.core import InputError, generator
-from vdistill.information import (Table, as_table, conditional, entropy, expected_divergence, extend, js_divergence, kl_divergence, marginal, mutual_information, random_distribution)
+from vdistill.information import (Table, as_table, conditional, cross_entropy, entropy, expected_divergence, extend, information_regions, interaction_information, js_divergence,
+                                  kl_divergence, marginal, mutual_information, random_distribution, relative_entropy)
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 seeds, scales = st.integers(0, 10**6), st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 10.0, 100.0, 1e4])
@@ -85,6 +86,64 @@ def test_a_chain_loses_information_by_the_expected_divergence(seed, n_y, n_v, n_
     assert gap >= -1e-12 and gap == pytest.approx(expected_divergence(p, "v", "z"), abs=1e-12)
 
 
+@quick
+@given(seeds, shapes, st.sampled_from([0.0, 0.5]), st.permutations(range(5)))
+def test_chain_rules_hold_in_any_order_and_given_anything(seed, shape, zeros, order):
+    t = table(seed, shape, zeros)
+    *a, b = [t.names[i] for i in order if i < len(shape)]
+    assert entropy(t) == pytest.approx(sum(entropy(t, x, given=[*a, b][:i]) for i, x in enumerate([*a, b])), abs=1e-12)
+    assert mutual_information(t, a, b) == pytest.approx(sum(mutual_information(t, x, b, given=a[:i]) for i, x in enumerate(a)), abs=1e-12)
+
+
+@quick
+@given(seeds, st.lists(st.integers(1, 4), min_size=4, max_size=6), st.sampled_from([0.1, 1.0, 4.0]))
+def test_information_falls_along_a_chain(seed, sizes, scale):
+    g = generator("long", seed)
+    t = Table(random_distribution(sizes[0], scale=scale, generator=g), "x0")
+    for i, (m, n) in enumerate(zip(sizes, sizes[1:])): t = extend(t, f"x{i + 1}", f"x{i}", random_distribution(m, n, scale=scale, generator=g))
+    known = [mutual_information(t, "x0", x) for x in t.names[1:]]
+    assert all(b <= a + 1e-12 for a, b in zip(known, known[1:]))
+    assert all(mutual_information(t, "x0", x, given="x1") == pytest.approx(0, abs=1e-12) for x in t.names[2:])
+
+
+@quick
+@given(seeds, shapes.filter(lambda s: len(s) >= 3), st.sampled_from([0.0, 0.5]))
+def test_interaction_information_is_symmetric_and_a_region(seed, shape, zeros):
+    t = table(seed, shape, zeros)
+    a, b, c, *rest = t.names
+    x = interaction_information(t, a, b, c, given=rest)
+    assert x == pytest.approx(mutual_information(t, a, b, given=rest) - mutual_information(t, a, b, given=[c, *rest]), abs=1e-12)
+    assert all(interaction_information(t, *order, given=rest) == pytest.approx(x, abs=1e-12) for order in ((b, c, a), (c, a, b), (b, a, c)))
+    assert information_regions(marginal(t, [a, b, c]))[a, b, c] == pytest.approx(interaction_information(t, a, b, c), abs=1e-12)
+    assert interaction_information(t.p, 0, 1, 2, given=range(3, len(shape))) == x
+
+
+@quick
+@given(seeds, shapes, st.sampled_from([0.0, 0.5]))
+def test_the_regions_of_a_diagram_add_up(seed, shape, zeros):
+    t = table(seed, shape, zeros)
+    regions = information_regions(t)
+    assert len(regions) == 2 ** len(shape) - 1 and sum(regions.values()) == pytest.approx(entropy(t), abs=1e-11)
+    for n in t.names: assert sum(x for s, x in regions.items() if n in s) == pytest.approx(entropy(t, n), abs=1e-11)
+    first, *others = t.names
+    assert regions[(first,)] == pytest.approx(entropy(t, first, given=others), abs=1e-12)
+    assert information_regions(t, [first, others[0]]).keys() == {(first,), (others[0],), (first, others[0])}
+
+
+@quick
+@given(seeds, shapes, st.sampled_from([0.0, 0.5]))
+def test_relative_entropy_is_scipys(seed, shape, zeros):
+    p, q = table(seed, shape, zeros), table(seed + 1, shape, zeros)
+    truth = rel_entr(p.p, q.p).sum()
+    assert relative_entropy(p, q) == pytest.approx(truth, abs=1e-12) and relative_entropy(p, p) == 0
+    assert float(relative_entropy(torch.tensor(p.p), q.p)) == pytest.approx(truth, abs=1e-12)
+
+
+def test_relative_entropy_compares_tables_over_the_same_variables():
+    with pytest.raises(InputError, match="same variables"): relative_entropy(Table([1.0], "a"), Table([1.0], "b"))
+    with pytest.raises(InputError, match="same variables"): relative_entropy([0.5, 0.5], [1.0])
+
+
 def test_impossible_observations_do_not_disturb_an_expectation():
     p = extend(Table([0.5, 0.5, 0.0], "v"), "y", "v", [[1, 0], [0.5, 0.5], [0.3, 0.7]])
     p = extend(p, "z", "v", np.ones((3, 1)))
@@ -159,6 +218,35 @@ def test_divergences_vanish_with_their_gradient_at_equality(seed, scale, C, dtyp
 
 
 @quick
+@given(seeds, scales, classes, temperatures, st.floats(1e-6, 1 - 1e-6))
+def test_weighted_js_is_the_information_about_the_coin(seed, scale, C, T, weight):
+    p, q = logits(seed, scale, C)
+    a, b = ((x / T).softmax(1).numpy() for x in (p, q))
+    m, bound = weight * a + (1 - weight) * b, scipy_entropy([weight, 1 - weight])
+    got = js_divergence(p, q, T, reduction="none", weight=weight)
+    assert np.allclose(got, (weight * rel_entr(a, m) + (1 - weight) * rel_entr(b, m)).sum(1), rtol=1e-9, atol=1e-13)
+    assert (got >= 0).all() and (got <= bound + 1e-15).all()
+    assert torch.allclose(got, js_divergence(q, p, T, reduction="none", weight=1 - weight), rtol=1e-9, atol=1e-13)
+    assert torch.allclose(js_divergence(p.float(), q.float(), T, reduction="none", weight=weight).double(), got, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("weight", [0, 1, -0.5, 2, math.nan])
+def test_a_weight_outside_the_unit_interval_is_told(weight):
+    with pytest.raises(InputError, match="weight must lie between 0 and 1"): js_divergence(*logits(0, 1.0, 3), weight=weight)
+
+
+@quick
+@given(seeds, scales, classes, temperatures)
+def test_cross_entropy_is_the_divergence_and_the_entropy_of_the_target(seed, scale, C, T):
+    p, q = logits(seed, scale, C)
+    H = torch.special.entr((p / T).softmax(1)).sum(1)
+    assert torch.allclose(cross_entropy(p, q, T, "none"), kl_divergence(p, q, T, "none") + H, rtol=1e-9, atol=1e-12)
+    label = torch.arange(7) % C
+    hard = torch.full_like(p, -math.inf).scatter(1, label[:, None], 0.0)
+    assert torch.allclose(cross_entropy(hard, q), torch.nn.functional.cross_entropy(q, label), rtol=1e-12, atol=1e-14)
+
+
+@quick
 @given(seeds, st.sampled_from([0.1, 1.0, 10.0]), classes, st.floats(-50, 50))
 def test_a_shift_of_logits_changes_nothing_and_kl_is_never_negative(seed, scale, C, shift):
     p, q = logits(seed, scale, C)
@@ -220,7 +308,7 @@ def test_temperature_brings_no_square():
     assert torch.isclose(1e6 * kl_divergence(p, q, 1000.0), d.square().sum(1).mean() / 20, rtol=1e-2)
 
 
-@pytest.mark.parametrize("f", [kl_divergence, js_divergence])
+@pytest.mark.parametrize("f", [kl_divergence, js_divergence, cross_entropy])
 def test_bad_logits_are_told_in_one_sentence(f):
     p, q = logits(0, 1.0, 4)
     for bad, words in [(lambda: f(p, q, reduction="mean"), "divides by B"), (lambda: f(p, q, reduction="max"), "'max'"), (lambda: f(p, q[:, :2]), r"\(7, 4\) and \(7, 2\)"),
@@ -236,3 +324,17 @@ def test_bad_logits_are_told_in_one_sentence(f):
 def test_cuda_gives_what_the_cpu_gives(f):
     p, q = logits(0, 3.0, 395, dtype=torch.float32)
     assert torch.allclose(f(p.cuda(), q.cuda()).cpu(), f(p, q), rtol=1e-5)
+
+
+def test_the_diagram_shows_the_regions_and_marks_the_negative_one():
+    matplotlib = pytest.importorskip("matplotlib"); matplotlib.use("Agg")
+    from vdistill.plots import plot_information_diagram
+    xor = np.zeros((2, 2, 2))
+    for a in (0, 1):
+        for b in (0, 1): xor[a, b, a ^ b] = 1 / 4
+    ax = plot_information_diagram(information_regions(Table(xor, "a b c")))
+    numbers = [t.get_text() for t in ax.texts]
+    assert numbers.count("0.693") == 3 and numbers.count("0") == 3 and numbers.count("−0.693") == 1 and set("abc") <= set(numbers)
+    assert sum(bool(c.hatches[0]) for c in ax.collections) == 1
+    matplotlib.pyplot.close(ax.figure)
+    with pytest.raises(InputError, match="two variables or 7 of three"): plot_information_diagram(information_regions(table(0, (2, 2, 2, 2))))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Table', 'marginal', 'as_table', 'conditional', 'extend', 'random_distribution', 'entropy', 'mutual_information',
-           'kl_divergence', 'js_divergence', 'expected_divergence']
+           'interaction_information', 'relative_entropy', 'information_regions', 'kl_divergence', 'cross_entropy',
+           'js_divergence', 'expected_divergence']
 
 # %% ../nbs/information/01_information.ipynb #c002
-import math
+import itertools, math
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,47 @@ def mutual_information(
     a, b, c = (set(joint.axes(x)) for x in (a, b, given))
     return _joint_entropy(joint, a | c) + _joint_entropy(joint, b | c) - _joint_entropy(joint, a | b | c) - _joint_entropy(joint, c)
 
-# %% ../nbs/information/01_information.ipynb #c025
+# %% ../nbs/information/01_information.ipynb #c021
+def interaction_information(
+    table, # a `Table`, or an array of probabilities
+    a, # one variable or several, by name or position
+    b, # one variable or several
+    c, # one variable or several
+    given=(), # the variables that are known
+): # nats; negative for synergy
+    "I(a; b; c | given) = I(a; b | given) - I(a; b | c, given): positive where c is what a and b share, negative where it relates them."
+    table = as_table(table)
+    return mutual_information(table, a, b, given) - mutual_information(table, a, b, {*table.axes(c), *table.axes(given)})
+
+# %% ../nbs/information/01_information.ipynb #c028
+def relative_entropy(
+    p, # a `Table`, or an array of probabilities
+    q, # a table of the same shape over the same names
+): # nats, infinite where q is zero and p is not
+    "D_KL[p ‖ q] of two exact tables."
+    p, q = as_table(p), as_table(q)
+    if p.names != q.names or p.p.shape != q.p.shape: raise InputError(f"two tables over the same variables are needed, got {p} and {q}")
+    if torch.is_tensor(p.p) or torch.is_tensor(q.p):
+        a, b = torch.as_tensor(p.p), torch.as_tensor(q.p)
+        return (torch.xlogy(a, a) - torch.xlogy(a, b)).sum()
+    with np.errstate(divide="ignore"): ratio = np.log(np.where(p.p > 0, p.p, 1)) - np.log(np.where(p.p > 0, q.p, 1))
+    return float((p.p * ratio).sum())
+
+# %% ../nbs/information/01_information.ipynb #c031
+def information_regions(
+    table, # a `Table`, or an array of probabilities
+    variables=None, # names or positions; None: all of the table
+) -> dict: # {subset of the variables: nats}; the regions add up to the joint entropy
+    "The regions of the information diagram: what each subset shares and the other variables leave open."
+    table = as_table(table)
+    names = [table.names[i] for i in table.axes(variables)]
+    subsets = lambda s: itertools.chain.from_iterable(itertools.combinations(s, k) for k in range(len(s) + 1))
+    H = {s: _joint_entropy(table, set(table.axes(s))) for s in subsets(names)}
+    rest = lambda s: [n for n in names if n not in s]
+    joined = lambda t, r: tuple(n for n in names if n in t or n in r)
+    return {s: -sum((-1) ** len(t) * H[joined(t, rest(s))] for t in subsets(s)) for s in subsets(names) if s}
+
+# %% ../nbs/information/01_information.ipynb #c039
 def _log_probabilities(p_logits, q_logits, temperature):
     if p_logits.ndim != 2 or p_logits.shape != q_logits.shape:
         raise InputError(f"two (B, C) logit tensors of one shape are needed, got {tuple(p_logits.shape)} and {tuple(q_logits.shape)}")
@@ -147,7 +188,7 @@ def _reduce(values, reduction):
     if reduction == "mean": raise InputError("reduction='mean' is refused: in F.kl_div it divides by B*C, which makes the loss C times too small; use 'batchmean'")
     raise InputError(f"reduction must be 'none', 'sum' or 'batchmean', got {reduction!r}")
 
-# %% ../nbs/information/01_information.ipynb #c026
+# %% ../nbs/information/01_information.ipynb #c040
 def kl_divergence(
     p_logits: Tensor, # `(B, C)`, the reference
     q_logits: Tensor, # `(B, C)`, the approximation
@@ -161,20 +202,35 @@ def kl_divergence(
     kl = (p * log_ratio - p + q).sum(1).clamp(min=0)
     return _reduce(kl, reduction)
 
-# %% ../nbs/information/01_information.ipynb #c034
+# %% ../nbs/information/01_information.ipynb #c045
+def cross_entropy(
+    target_logits: Tensor, # `(B, C)`, the target distribution P
+    logits: Tensor, # `(B, C)`, the prediction Q
+    temperature: float = 1.0, # divides both logits; no T² factor is applied
+    reduction: str = "batchmean", # `none` gives `(B,)`, `sum`, or `batchmean`
+) -> Tensor: # nats, in float32 (float64 for float64 logits)
+    "H(P, Q) = -Σ P log Q of two softmax distributions, which is D_KL[P ‖ Q] + H(P); differentiable in both."
+    log_p, log_q = _log_probabilities(target_logits, logits, temperature)
+    p = log_p.exp()
+    return _reduce(-(p * torch.where(p > 0, log_q, 0)).sum(1), reduction)
+
+# %% ../nbs/information/01_information.ipynb #c051
 def js_divergence(
     p_logits: Tensor, # `(B, C)`
     q_logits: Tensor, # `(B, C)`
     temperature: float = 1.0, # divides both logits; no T² factor is applied
     reduction: str = "batchmean", # `none` gives `(B,)`, `sum`, or `batchmean`
-) -> Tensor: # nats, from 0 to log 2
-    "The Jensen–Shannon divergence of two softmax distributions, symmetric and differentiable in both."
+    weight: float = 0.5, # π of p in the mixture, between 0 and 1
+) -> Tensor: # nats, from 0 to H(weight): log 2 for equal weights
+    "The Jensen–Shannon divergence of two softmax distributions, differentiable in both and symmetric for equal weights."
+    if not 0 < weight < 1: raise InputError(f"weight must lie between 0 and 1, got {weight}")
     log_p, log_q = (x.clamp(min=-1e30) for x in _log_probabilities(p_logits, q_logits, temperature)) # no -inf - -inf
-    d, log_2 = log_p - log_q, math.log(2)
-    js = 0.5 * (log_p.exp() * (log_2 + F.logsigmoid(d)) + log_q.exp() * (log_2 + F.logsigmoid(-d))).sum(1)
-    return _reduce(js.clamp(0, log_2), reduction)
+    log_a, log_b = math.log(weight), math.log1p(-weight)
+    d = log_p - log_q + (log_a - log_b)
+    js = weight * log_p.exp() * (F.logsigmoid(d) - log_a) + (1 - weight) * log_q.exp() * (F.logsigmoid(-d) - log_b)
+    return _reduce(js.sum(1).clamp(0, -weight * log_a - (1 - weight) * log_b), reduction)
 
-# %% ../nbs/information/01_information.ipynb #c038
+# %% ../nbs/information/01_information.ipynb #c055
 def expected_divergence(
     table, # a `Table`, or an array
     a, # one axis, whose posterior comes first

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'MODALITY_COLOURS', 'RIGHT', 'WRONG', 'STYLE', 'TERM_LABELS', 'MARKERS', 'NOT_TERMS', 'house_style',
            'plot_kl_curves', 'embed_2d', 'plot_embedding', 'plot_ranked_lists', 'plot_cmc', 'plot_history',
-           'plot_results']
+           'plot_results', 'plot_information_diagram']
 
 # %% ../nbs/looking/20_plots.ipynb #c003
 import functools, importlib.util, warnings
@@ -325,3 +325,40 @@ def plot_results(
     handles = {label: h[0] for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
     if handles: fig.legend(handles.values(), handles, loc="outside right center", title="feature")
     return fig
+
+# %% ../nbs/looking/20_plots.ipynb #c040
+def _circles(n): # centres of unit circles, and from there the way to the name
+    if n == 2: return np.array([[-.6, 0], [.6, 0]]), np.array([[-.25, 1.15], [.25, 1.15]])
+    angle = np.pi/2 + np.arange(3)*2*np.pi/3
+    centres = .62*np.stack([np.cos(angle), np.sin(angle)], 1)
+    return centres, np.array([[.0, 1.15], [-.85, -.85], [.85, -.85]])
+
+def _region(ax, grid, mask, nats, top): # coloured by its value, labelled in the part that lies deepest inside
+    from scipy.ndimage import distance_transform_edt
+    x, y = grid
+    if nats < -5e-5: ax.contourf(x, y, mask, levels=[.5, 1.5], colors=["#f6d5c6"], hatches=["////"])
+    else: ax.contourf(x, y, mask, levels=[.5, 1.5], colors=[COLOURS["blue"]], alpha=.08 + .6*max(nats, 0)/top)
+    depth = distance_transform_edt(mask)
+    i, j = np.argwhere(depth > .97*depth.max()).mean(0).round().astype(int)
+    ax.text(x[i, j], y[i, j], f"{nats + 0.:.3f}".replace("-", "−") if abs(nats) > 5e-4 else "0", ha="center", va="center", fontsize=11, zorder=3,
+        color="#9c2f00" if nats < -5e-5 else "#222222", bbox=dict(fc="white", ec="none", pad=1.5) if nats < -5e-5 else None)
+
+@_styled
+def plot_information_diagram(
+    regions: dict, # {subset of the names: nats} over all non-empty subsets, as `information_regions` gives
+    ax=None, # default: a new figure
+): # the axes
+    "The information diagram of two or three variables, in nats; negative regions are hatched in red."
+    names = list(dict.fromkeys(name for subset in regions for name in subset))
+    if len(names) not in (2, 3) or len(regions) != 2**len(names) - 1: raise InputError(f"a diagram has 3 regions of two variables or 7 of three; got {len(regions)} of {', '.join(map(str, names)) or 'none'}")
+    ax, top = _axes(ax, (4.5, 4)), max(max(regions.values()), 1e-9)
+    centres, ways = _circles(len(names))
+    grid = np.meshgrid(np.linspace(-2, 2, 321), np.linspace(-2, 2, 321))
+    inside = {n: np.hypot(grid[0] - c[0], grid[1] - c[1]) < 1 for n, c in zip(names, centres)}
+    for subset, nats in regions.items():
+        _region(ax, grid, np.logical_and.reduce([inside[n] == (n in subset) for n in names]), float(nats), top)
+    for name, centre, way in zip(names, centres, ways):
+        ax.add_patch(plt.Circle(centre, 1, fill=False, ec="#444444", lw=1.2))
+        ax.text(*(centre + way), str(name), ha="center", va="center", fontsize=13, style="italic")
+    ax.set(aspect="equal", xlim=(-1.9, 1.9), ylim=(-1.6, 1.9) if len(names) == 3 else (-1.2, 1.3)); ax.axis("off")
+    return ax
