@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .bottlenecks import InformationBottleneck
+from .bottlenecks import InformationBottleneck, VariationalBottleneck, sample_gaussian
 from .core import InputError
 
 # %% ../nbs/reid/13_models.ipynb #c006
@@ -104,13 +104,11 @@ def load_backbone_weights(
 
 # %% ../nbs/reid/13_models.ipynb #c017
 BACKBONES = ("conv", "resnet50")
-FRONTS = dict(edges=EdgeFront, pixels=PixelFront)
 
 class Encoder(nn.Module):
-    "Front end, backbone and a batch norm without shift: image to observation v."
+    "Backbone and a batch norm without shift: front-end channels to observation v."
     def __init__(self,
         backbone: str = "conv", # or `resnet50`
-        front: str = "edges", # or `pixels`
         width: int = 32, # of `conv`
         features: int = 256, # of `conv`
         grid: tuple = (4, 4), # of `conv`
@@ -118,51 +116,60 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         if backbone not in BACKBONES: raise InputError(f"no backbone {backbone!r}: choose {' or '.join(BACKBONES)}")
-        if front not in FRONTS: raise InputError(f"no front end {front!r}: choose {' or '.join(FRONTS)}")
-        self.front = FRONTS[front]()
         self.backbone = conv_backbone(width, grid, features) if backbone == "conv" else resnet50_backbone(weights)
         self.out_features = features if backbone == "conv" else 2048
         self.norm = nn.BatchNorm1d(self.out_features)
         self.norm.bias.requires_grad_(False)
 
     def forward(self,
-        x: Tensor, # `(B, 3, H, W)` in [0, 1]
+        x: Tensor, # `(B, 3, H, W)`, what a front end gives
     ) -> Tensor: # `(B, d)`
-        return self.norm(self.backbone(self.front(x).contiguous(memory_format=torch.channels_last)))
+        return self.norm(self.backbone(x.contiguous(memory_format=torch.channels_last)))
 
 # %% ../nbs/reid/13_models.ipynb #c020
 class Prediction(NamedTuple):
     "A branch's view of a batch."
     v: Tensor # `(B, d)` observation
     v_logits: Tensor # `(B, C)` of P_v
-    z: Tensor | None # `(B, k)` representation
-    z_logits: Tensor | None # `(B, C)` of P_z
+    z: Tensor | None = None # `(B, k)` representation
+    z_logits: Tensor | None = None # `(B, C)` of P_z
+    mean: Tensor | None = None # `(B, k)`, of p(z|v) where the bottleneck is stochastic
+    log_variance: Tensor | None = None # `(B, k)`
 
 # %% ../nbs/reid/13_models.ipynb #c021
 class Branch(nn.Module):
     "Encoder, classifier on v, bottleneck, classifier on z."
     def __init__(self,
-        encoder: Encoder, # image to v
+        encoder: Encoder, # front-end channels to v
         classes: int, # C
         bottleneck: bool = True, # False: no z
         z_features: int = 256, # k
         hidden: tuple = (1024, 512), # of the bottleneck
+        stochastic: bool = False, # z ~ p(z|v), a Gaussian, in training
     ):
         super().__init__()
         self.encoder = encoder
         self.v_classifier = classifier(encoder.out_features, classes)
-        self.bottleneck = InformationBottleneck(encoder.out_features, z_features, hidden) if bottleneck else None
+        kind = VariationalBottleneck if stochastic else InformationBottleneck
+        self.bottleneck = kind(encoder.out_features, z_features, hidden) if bottleneck else None
         self.z_classifier = classifier(z_features, classes) if bottleneck else None
 
-    def observe(self, x: Tensor) -> tuple: # (v, z)
+    def observe(self,
+        x: Tensor, # `(B, 3, H, W)`, what a front end gives
+        noise: torch.Generator | None = None, # of a stochastic z in training
+    ) -> tuple: # v, z, and mean and log-variance of p(z|v); None for what is not there
         v = self.encoder(x)
-        return v, None if self.bottleneck is None else self.bottleneck(v)
+        if self.bottleneck is None: return v, None, None, None
+        if isinstance(self.bottleneck, InformationBottleneck): return v, self.bottleneck(v), None, None
+        mean, log_variance = self.bottleneck.encode(v)
+        return v, sample_gaussian(mean, log_variance, noise) if self.training else mean, mean, log_variance
 
     def forward(self,
-        x: Tensor, # `(B, 3, H, W)` in [0, 1]
+        x: Tensor, # `(B, 3, H, W)`, what a front end gives
+        noise: torch.Generator | None = None, # of a stochastic z in training
     ) -> Prediction:
-        v, z = self.observe(x)
-        return Prediction(v, self.v_classifier(v), z, None if z is None else self.z_classifier(z))
+        v, z, *code = self.observe(x, noise)
+        return Prediction(v, self.v_classifier(v), z, None if z is None else self.z_classifier(z), *code)
 
 # %% ../nbs/reid/13_models.ipynb #c022
 def classifier(
@@ -183,35 +190,44 @@ class Predictions(NamedTuple):
     shared_infrared: Prediction # E_S, B_S on the infrared images
 
 # %% ../nbs/reid/13_models.ipynb #c024
+FRONTS = dict(edges=EdgeFront, pixels=PixelFront)
+
 class ReIDNet(nn.Module):
-    "E_V, E_I and E_S with their bottlenecks and classifiers (figure 3)."
+    "E_V, E_I and E_S with their bottlenecks and classifiers (figure 3), behind one front end."
     def __init__(self,
         classes: int, # identities in training
         bottleneck: bool = True, # False: the baseline, observations only
         z_features: int = 256, # size of z
         hidden: tuple = (1024, 512), # of the bottlenecks
-        **encoder, # of `Encoder`: backbone, front, width, features, grid, weights
+        stochastic: bool = False, # Gaussian bottlenecks
+        front: str = "edges", # or `pixels`
+        **encoder, # of `Encoder`: backbone, width, features, grid, weights
     ):
         super().__init__()
-        self.visible, self.infrared, self.shared = (Branch(Encoder(**encoder), classes, bottleneck, z_features, hidden) for _ in range(3))
+        if front not in FRONTS: raise InputError(f"no front end {front!r}: choose {' or '.join(FRONTS)}")
+        self.front = FRONTS[front]()
+        encoders = [Encoder(**encoder) for _ in range(3)] # all before any bottleneck: a seed starts v alike, whatever follows it
+        self.visible, self.infrared, self.shared = (Branch(e, classes, bottleneck, z_features, hidden, stochastic) for e in encoders)
         self.to(memory_format=torch.channels_last)
 
     def forward(self,
         visible: Tensor, # `(B, 3, H, W)` in [0, 1]
         infrared: Tensor, # `(B, 3, H, W)` in [0, 1], paired row by row
+        noise: torch.Generator | None = None, # of stochastic bottlenecks in training
     ) -> Predictions:
-        both = self.shared(torch.cat([visible, infrared]))
-        halves = zip(*((None, None) if x is None else x.split(len(visible)) for x in both))
-        return Predictions(self.visible(visible), self.infrared(infrared), *(Prediction(*half) for half in halves))
+        x = self.front(torch.cat([visible, infrared]))
+        both, (x_visible, x_infrared) = self.shared(x, noise), x.split(len(visible))
+        halves = zip(*((None, None) if t is None else t.split(len(visible)) for t in both))
+        return Predictions(self.visible(x_visible, noise), self.infrared(x_infrared, noise), *(Prediction(*half) for half in halves))
 
     def embed(self,
         images: Tensor, # `(B, 3, H, W)` in [0, 1]
         modality: int, # 0 visible, 1 infrared
     ) -> dict: # feature name -> `(B, d)`
         "The features by which galleries are ranked."
-        shared = self.shared.observe(images)
-        specific = (self.visible, self.infrared)[modality].observe(images)
-        pairs = [(name, s, p) for name, s, p in zip("vz", shared, specific) if s is not None]
+        x = self.front(images)
+        (v, z, *_), (own_v, own_z, *_) = self.shared.observe(x), (self.visible, self.infrared)[modality].observe(x)
+        pairs = [(name, s, p) for name, s, p in (("v", v, own_v), ("z", z, own_z)) if s is not None]
         return {f"{name} shared": s for name, s, _ in pairs} | {f"{name} specific+shared": join(p, s) for name, s, p in pairs}
 
 # %% ../nbs/reid/13_models.ipynb #c025
