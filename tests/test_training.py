@@ -484,7 +484,7 @@ def falling_scores(monkeypatch):
     scores = iter([50., 40., 30., 20.])
     rows = lambda value: [dict(feature="v shared", direction=d, metric="mAP", value=value) for d in DIRECTIONS]
     monkeypatch.setattr(training, "evaluate", lambda *a, **k: rows(next(scores)))
-    monkeypatch.setattr(Embedder, "score", lambda *a, **k: pd.DataFrame(dict(value=[0.])))
+    monkeypatch.setattr(Embedder, "score", lambda *a, **k: pd.DataFrame(dict(feature=["v shared"], value=[0.])))
 
 
 def test_the_best_weights_are_tested(people, monkeypatch):

@@ -41,11 +41,11 @@ METHODS = {
     "vcd+vml": dict(vsd=0.),
     "full": dict(),
     "released": dict(regulariser="released", beta=2.),
-    "vib": dict(regulariser="vib", stochastic=True, beta=1e-4),
-    "ceb": dict(regulariser="ceb", stochastic=True, beta=1e-4),
-    "estimated": dict(regulariser="estimated", beta=1.),
-    "mib": dict(regulariser="mib", stochastic=True, beta=1e-3),
-    "dml": dict(regulariser="dml", beta=2.),
+    "vib": dict(regulariser="vib", stochastic=True, beta=1e-3),
+    "ceb": dict(regulariser="ceb", stochastic=True, beta=1e-3),
+    "estimated": dict(regulariser="estimated", beta=.1),
+    "mib": dict(regulariser="mib", stochastic=True, beta=1e-4),
+    "dml": dict(regulariser="dml", beta=1.),
 }
 
 # %% ../nbs/reid/16_training.ipynb #c006
@@ -345,7 +345,7 @@ class Trainer:
         rows = pd.DataFrame(evaluate(self.dataset, self.embed, self.validation, protocol=protocol, seed=self.config.seed))
         scores = rows[rows.metric == "mAP"].groupby("feature").value.mean()
         if scores.max() > self.best["value"]:
-            self.best = dict(epoch=self.epoch - 1, feature=scores.idxmax(), value=float(scores.max()))
+            self.best = dict(epoch=self.epoch - 1, feature=scores.idxmax(), value=float(scores.max()), scores={k: float(v) for k, v in scores.items()})
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
             if self.run_dir: save_weights(self.run_dir, self.model)
         return {f"val_mAP {k}": float(v) for k, v in scores.items()} | dict(val_mAP=float(scores.max()))
@@ -354,6 +354,7 @@ class Trainer:
         "Read the test identities once, with the weights and the headline feature that validation chose."
         self.model.load_state_dict(self.best_weights)
         results = self.embed.score(self.dataset, headline=self.best["feature"], seconds=self.seconds)
+        results["validation"] = results.feature.map(self.best["scores"]) # mAP on the validation identities, at the same weights
         if self.run_dir: write_csv(self.run_dir/"results.csv", results)
         return results
 
