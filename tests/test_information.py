@@ -288,6 +288,8 @@ def test_excluded_classes_count_as_zero_probability():
     for f in (kl_divergence, js_divergence):
         gradients = torch.autograd.grad(f(p, q), (p, q))
         assert torch.isclose(f(p, q), f(p[:, 1:], q[:, 1:])) and all(g.isfinite().all() for g in gradients)
+    gradients = torch.autograd.grad(cross_entropy(p, q), (p, q))
+    assert torch.isclose(cross_entropy(p, q), cross_entropy(p[:, 1:], q[:, 1:])) and all(g.isfinite().all() for g in gradients)
     open_q = torch.zeros(1, 3, dtype=torch.float64)
     assert kl_divergence(p, open_q).isfinite() and kl_divergence(open_q, p) == math.inf
     assert js_divergence(p, open_q).isfinite()
