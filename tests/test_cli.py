@@ -120,7 +120,11 @@ def test_ablate_skips_what_is_done(tmp_path):
     stamp = (tmp_path/"runs/ablate/synthetic-baseline-0/results.csv").stat().st_mtime_ns
     assert call(tmp_path, "ablate", "grid.yaml").returncode == 0
     assert (tmp_path/"runs/ablate/synthetic-baseline-0/results.csv").stat().st_mtime_ns == stamp
-    assert "2 of 2" in call(tmp_path, "ablate", "grid.yaml", "--collect", "all.csv").stdout
+    done = call(tmp_path, "ablate", "grid.yaml", "--collect", "all.csv")
+    assert "2 of 2" in done.stdout and "minus baseline" in done.stdout
+    assert {"all.csv", "all-history.csv", "all.png"} <= {p.name for p in tmp_path.iterdir()}
+    assert set(pd.read_csv(tmp_path/"all-history.csv").method) == {"baseline", "full"}
+    assert "nobody" in call(tmp_path, "ablate", "grid.yaml", "--collect", "b.csv", "--against", "nobody").stderr and not (tmp_path/"b.csv").exists()
 
 def test_from_a_shell(tmp_path):
     "The installed script and the module; exit code and one line on standard error."

@@ -16,7 +16,7 @@ def imports_of(module):
     return {n.split(".")[1] for n in names if n.startswith("vdistill.") and len(n) > 9}
 
 MODULES = [p.stem for p in (ROOT/"vdistill").glob("[a-z]*.py")]
-THEORY = {"information", "bottlenecks", "distillation"}
+THEORY = {"information", "bottlenecks", "distillation", "claims"}
 REID = {"data", "synthetic", "batches", "models", "identity_losses", "evaluation"}
 
 def test_version_agrees_with_settings():

@@ -165,20 +165,28 @@ def finish(
 # %% ../nbs/cli/30_cli.ipynb #c015
 @app.command()
 def ablate(
-    grid: Annotated[Path, typer.Argument(help="YAML file with datasets, methods, seeds and, if wanted, settings")],
+    grid: Annotated[Path, typer.Argument(help="YAML file with datasets, methods, seeds and, if wanted, settings and a sweep")],
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs/ablate"),
     share: Annotated[str, typer.Option("--shard", help="i/n: the i-th of n shares of the grid")] = "1/1",
-    to: Annotated[Optional[Path], typer.Option("--collect", metavar="FILE", help="gather the finished cells into this CSV instead of running")] = None,
+    to: Annotated[Optional[Path], typer.Option("--collect", metavar="FILE.csv", help="gather the finished cells into this file, and print and draw the comparison, instead of running")] = None,
+    against: Annotated[Optional[str], typer.Option(help="method that the others are held against; default: the grid's first")] = None,
 ):
     "Run a grid of datasets, methods and seeds; finished cells are skipped, interrupted ones resumed."
-    from vdistill.comparison import collect, read_grid, run_cells, shard
+    from vdistill.comparison import collect, collect_histories, compare, differences_text, read_grid, run_cells, shard
+    from vdistill.plots import plot_differences
+    from vdistill.report import save_figure
     from vdistill.training import write_csv
     cells, settings = read_grid(grid)
     if to is None: return run_cells(shard(cells, share), out, progress=True, **settings)
+    if to.suffix != ".csv": raise InputError(f"--collect {to}: name a file that ends in .csv")
     results, missing = collect(cells, out)
     if not len(results): raise InputError(f"no finished cell of {grid} in {out}")
+    table = compare(results, against or next(c for c in cells if c not in missing).label())
     write_csv(to, results)
+    write_csv(to.with_name(f"{to.stem}-history.csv"), collect_histories(cells, out))
+    typer.echo(differences_text(table))
     typer.echo(f"{len(cells) - len(missing)} of {len(cells)} cells written to {to}" + (f"; missing: {', '.join(c.folder() for c in missing)}" if missing else ""))
+    typer.echo(f"picture: {save_figure(plot_differences(table), to.with_suffix('.png'))}")
 
 # %% ../nbs/cli/30_cli.ipynb #c016
 @app.command()
