@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from scipy import linalg, stats
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, StratifiedKFold
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from .core import InputError, generator
 from .data import MODALITIES, load_dataset, uniform, view_parameters
@@ -618,10 +620,10 @@ def audit(
     cells, (parts, few) = {}, ([s and s.where(s.modality == m) for m in (0, 1)] for s in (sample, known))
     shown = [_shown(part, m) for m, part in enumerate(parts)]
     for feature, m in tqdm([(feature, m) for feature in sample.features for m in (0, 1, 2)], desc="audit", unit="part", disable=not progress):
-        if m == 2: more, images = modality_cells(sample, feature, kinds, folds, seed=seed), "both"
-        else:
-            more, images = factor_cells(parts[m], feature, shown[m], kinds, permutations, folds, seed), MODALITIES[m]
-            if known: more |= _cells(sufficiency(few[m].features[feature], few[m].identity, seed=seed), few[m].groups, "identity", "identity", "class means")
+        images, share = (*MODALITIES, "both")[m], dict(kinds=kinds, folds=folds, seed=seed)
+        with threadpool_limits(1): # many small matrices: more threads would wait for each other
+            if m == 2: more = modality_cells(sample, feature, **share)
+            else: more = factor_cells(parts[m], feature, shown[m], permutations=permutations, **share) | _identity_cells(few[m], feature, seed)
         cells |= {(feature, images, *key): cell for key, cell in more.items()}
     cells |= _group_means(cells)
     return _rows(cells | _dropped(cells))
@@ -630,6 +632,9 @@ def audit(
 def _shown(part, m): # groups whose factors can be seen in a modality; of each, the factors that vary there
     groups = {g: {name: as_factor(v, period=part.periods.get(name)) for name, v in some.items()} for g, some in part.factors.items() if not g.startswith(MODALITIES[1 - m])}
     return {g: varying for g, some in groups.items() if (varying := {name: f for name, f in some.items() if f.classes > 1})}
+
+def _identity_cells(known, feature, seed):
+    return _cells(sufficiency(known.features[feature], known.identity, seed=seed), known.groups, "identity", "identity", "class means") if known else {}
 
 def _group_means(cells):
     means = {}
@@ -833,7 +838,7 @@ def plot_consistency(
         for y, name in enumerate(names): _dot(ax, part[part.feature == name], y, FEATURE_COLOURS[name[0]], "o" if name[0] == "v" else "D", None)
         if len(part): ax.axvline(part.null.mean(), color="#222222", ls=":", lw=1.5)
         ax.set(title=label, yticks=range(len(names)), yticklabels=[n[0] for n in names], ylim=(len(names) - .4, -.6))
-        ax.margins(x=.15); ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.title.set_fontsize(11)
+        ax.margins(x=.15); ax.xaxis.set_major_locator(MaxNLocator(4)); ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.title.set_fontsize(11)
     bottom.supxlabel("dotted: what no difference would give", fontsize=10)
     return fig
 
