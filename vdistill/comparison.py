@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEYS', 'OPTIONAL', 'HOGS', 'SIDES', 'Cell', 'read_grid', 'reference_scores', 'ceiling_rows', 'read_results',
            'run_cell', 'run_cells', 'shard', 'headlines', 'holm', 'compare', 'collect', 'collect_histories',
-           'differences_text']
+           'differences_text', 'sentence', 'cost_text']
 
 # %% ../nbs/looking/23_comparison.ipynb #c002
 import dataclasses, importlib.util, itertools, os
@@ -241,3 +241,23 @@ def differences_text(
     shown = pd.DataFrame({"dataset": table.dataset, "side": table.side, "method": table.method, table.metric.iloc[0]: table[["mean", "interval"]].apply(tuple, axis=1).map(number(False)),
         f"minus {table.reference.iloc[0]}": table[["difference", "difference_interval"]].apply(tuple, axis=1).map(number(True)), "p (Holm)": table.p_holm.map(lambda p: "" if np.isnan(p) else f"{p:.3f}"), "seeds": table.seeds})
     return shown.to_string(index=False) + "\nPercent, mean of both directions, mean ± half of the 95 % t-interval over seeds; differences are paired by seed"
+
+# %% ../nbs/looking/23_comparison.ipynb #c028
+def sentence(
+    table: pd.DataFrame, # as `compare` gives
+    dataset: str,
+    method: str,
+    side: str, # `headline`, `v` or `z`
+) -> str: # one line
+    "A difference in words, with its interval."
+    r = table[(table.dataset == dataset) & (table.method == method) & (table.side == side)]
+    if len(r) != 1: raise InputError(f"{len(r)} rows for {dataset}, {method}, {side}")
+    r, what = r.iloc[0], {"headline": "headline feature", "v": "observations", "z": "representations"}[side]
+    return f"{dataset}, {what}: {method} - {r.reference} = {r.difference:+.1f} ± {r.difference_interval:.1f} {r.metric} points ({r.seeds} seeds, paired; p = {r.p_holm:.2g} after Holm)"
+
+def cost_text(
+    results: pd.DataFrame, # tidy rows with `seconds` of training
+) -> str: # a line a dataset
+    "What a comparison cost."
+    runs = results[results.seconds > 0].drop_duplicates(["dataset", "method", "seed"]).groupby("dataset", sort=False).seconds
+    return "\n".join(f"{name}: {len(s)} runs of {s.mean()/60:.1f} minutes, {s.sum()/60:.0f} in all, one CPU thread each" for name, s in runs)
