@@ -164,7 +164,7 @@ def fit_softmax(
     target = (labels == np.arange(K)[:, None, None]).astype(np.float32)
     penalty = np.repeat((strength*known.sum(1))[:, None], d, 1).astype(np.float32)
     penalty[:, -1] = 0
-    curvature = .5*(x**2).sum(1) + penalty
+    curvature = .5*(x**2).sum(1) + penalty + 1e-6
     transposed, momentum, old, ahead = np.ascontiguousarray(x.T), 1., start, start
     for _ in range(steps):
         residual = (_softmax((ahead.reshape(-1, d) @ x).reshape(K, H, -1)) - target)*known
@@ -180,16 +180,16 @@ def _cross_entropy(logits, labels): # (K, H, n), (H, n) -> (H,), mean over known
     return -(at*known).sum(1)/np.maximum(known.sum(1), 1)
 
 def _linear(x, labels, K, split): # logits (H, K, n) of all images: learned from `fit`, and learned again from `fit` and `choose`
-    train = np.concatenate([split.fit, split.choose])
+    train, steps = np.concatenate([split.fit, split.choose]), min(max(6, K), 12)
     weights = np.zeros((K, len(labels), len(x)), np.float32)
     best, chosen, kept = np.full(len(labels), np.inf), np.zeros(len(labels)), weights.copy()
     fit, choose, both = (np.ascontiguousarray(x[:, rows]) for rows in (split.fit, split.choose, train))
     for strength in STRENGTHS:
-        weights = fit_softmax(fit, labels[:, split.fit], np.full(len(labels), strength), weights, max(6, K)*(1 + 2*(strength < .05)))
+        weights = fit_softmax(fit, labels[:, split.fit], np.full(len(labels), strength), weights, steps*(1 + 2*(strength < .05)))
         loss = _cross_entropy(_logits(weights, choose), labels[:, split.choose])
         better = loss < best
         best[better], chosen[better], kept[:, better] = loss[better], strength, weights[:, better]
-    again = fit_softmax(both, labels[:, train], chosen, kept, 3*max(6, K))
+    again = fit_softmax(both, labels[:, train], chosen, kept, 3*steps)
     return [np.ascontiguousarray(_logits(w, x).swapaxes(0, 1)) for w in (kept, again)]
 
 def _logits(weights, x): return (weights.reshape(-1, len(x)) @ x).reshape(*weights.shape[:2], -1)
@@ -368,17 +368,20 @@ def class_means(
     splits: list, # of `image_splits`
     components: int = 256, # as in `Prober`
 ) -> np.ndarray: # `(n, K)` held-out log-probabilities
-    "Eq. (4): softmax of distances to class means, by the shared covariance, shrunk; strength and temperature chosen on images of their own."
+    "Eq. (4): softmax of distances to class means, by the shared covariance, shrunk; shrinkage and temperature chosen on images of their own."
     x, y = np.asarray(features, np.float64), np.asarray(labels)
     out = np.full((len(x), int(y.max()) + 1), np.nan)
     for split in splits:
         train = np.concatenate([split.fit, split.choose])
         inputs = _standardised(x, train, components)[:-1].T.astype(np.float64)
-        tried = [(-_log_softmax(-t*d[split.choose].T)[y[split.choose], np.arange(len(split.choose))].mean(), s, t)
+        tried = [(-_doubting(-t*d[split.choose], len(split.choose))[np.arange(len(split.choose)), y[split.choose]].mean(), s, t)
                  for s, d in enumerate(_mahalanobis(inputs, y, split.fit)) for t in TEMPERATURES]
         _, s, t = min(tried)
-        out[split.test] = _log_softmax(-t*list(_mahalanobis(inputs, y, train))[s][split.test].T).T
+        out[split.test] = _doubting(-t*list(_mahalanobis(inputs, y, train))[s][split.test], len(split.choose))
     return out
+
+def _doubting(logits, n): # log-probabilities; n images without an error do not show errors to be rarer than 1/n
+    return np.log((1 - 1/n)*_softmax(logits.T.copy()).T + 1/(n*logits.shape[1]))
 
 def _mahalanobis(x, y, rows): # half squared distances (n, K) to the means of rows, one for each shrinkage
     means = np.stack([x[rows][y[rows] == c].mean(0) for c in range(y.max() + 1)])
@@ -630,7 +633,7 @@ def audit(
 
 # %% ../nbs/looking/21_audit.ipynb #c071
 def _shown(part, m): # groups whose factors can be seen in a modality; of each, the factors that vary there
-    groups = {g: {name: as_factor(v, period=part.periods.get(name)) for name, v in some.items()} for g, some in part.factors.items() if not g.startswith(MODALITIES[1 - m])}
+    groups = {g: {name: as_factor(v, period=part.periods.get(name)) for name, v in some.items() if v.notna().any()} for g, some in part.factors.items() if not g.startswith(MODALITIES[1 - m])}
     return {g: varying for g, some in groups.items() if (varying := {name: f for name, f in some.items() if f.classes > 1})}
 
 def _identity_cells(known, feature, seed):
@@ -669,11 +672,12 @@ def open_audit(
     dataset=None, # an open dataset; default: the run's own, where people can be drawn `people` of them
     indices=None, # rows of it; default: its split `test`
     split: str = "test", # what these rows are called
-    people: int = 300, # drawn people in the synthetic set, all unseen
+    people: int = 300, # identities drawn, at most; all unseen
     per: int = 4, # images of each identity and modality
     device: str = "auto",
 ) -> Audit:
     "Load a run, draw images, extract their features."
+    if people < 10: raise InputError(f"people={people}: an audit needs 10 at least, to learn from some and to test on others")
     embed, _ = load_finished(run_dir, device)
     seed = embed.config.seed
     dataset = dataset if dataset is not None else audit_dataset(embed.config, people)
