@@ -333,3 +333,23 @@ def test_the_command_writes_a_table_and_pictures(run, tmp_path, monkeypatch, cap
         code, said = call(*args)
         lines = [line for line in said.err.splitlines() if line]
         assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0]
+
+
+def test_unknown_images_leave_no_trace_in_a_regression():
+    rng = np.random.default_rng(6)
+    x = np.concatenate([rng.standard_normal((5, 80)), np.ones((1, 80))]).astype(np.float32)
+    labels = rng.integers(0, 3, (1, 80))
+    gaps = labels.copy()
+    gaps[0, ::3] = -1
+    keep, start = gaps[0] >= 0, np.zeros((3, 1, 6), np.float32)
+    np.testing.assert_allclose(A.fit_softmax(x, gaps, np.array([.1]), start, 300), A.fit_softmax(x[:, keep], labels[:, keep], np.array([.1]), start, 300), atol=1e-3)
+
+
+def test_mmd_is_the_unbiased_estimate():
+    rng = np.random.default_rng(7)
+    a, b = rng.standard_normal((7, 2)), rng.standard_normal((5, 2)) + 1
+    x = np.concatenate([a, b])
+    square = ((x[:, None] - x)**2).sum(2)
+    k = np.exp(-square/np.median(square[np.triu_indices(12, 1)]))
+    aa, bb = (k[s, s][~np.eye(len(k[s, s]), dtype=bool)].mean() for s in (slice(7), slice(7, 12)))
+    assert A.mmd(a, b).value == pytest.approx(aa + bb - 2*k[:7, 7:].mean())
