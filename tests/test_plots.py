@@ -241,3 +241,12 @@ def test_results_without_references_and_with_one_seed():
 def test_importing_plots_loads_neither_umap_nor_seaborn():
     code = "import sys, vdistill.plots; print([m for m in ('umap', 'seaborn', 'numba', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() in ("[]", "['torch']")
+
+
+def test_an_embedding_leaves_the_number_of_threads_alone():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        embed_2d(np.random.default_rng(0).normal(size=(40, 5)))
+        assert torch.get_num_threads() == 1
+    finally: torch.set_num_threads(before)
