@@ -60,7 +60,7 @@ def read_grid(
     if unset := [d for d in datasets if "$" in d]: raise InputError(f"{path}: {', '.join(unset)} names an environment variable that is not set")
     sweep, settings = grid.get("sweep") or {}, grid.get("settings") or {}
     if not all(isinstance(v, list) for v in sweep.values()): raise InputError(f"{path}: a sweep gives each setting a list of values")
-    points = [(k, v) for k, values in sweep.items() for v in values] or [()]
+    points = [(k, tuple(v) if isinstance(v, list) else v) for k, values in sweep.items() for v in values] or [()]
     cells = [Cell(d, m, seed, point) for seed, d, m, point in itertools.product(grid["seeds"], datasets, grid["methods"], points)]
     for c in cells: c.configure(**settings) # a wrong setting is found before the first run
     return cells, settings
