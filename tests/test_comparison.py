@@ -1,0 +1,106 @@
+"Grids, sides and differences: what is compared, and against what."
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy.stats import t
+from vdistill.comparison import Cell, collect_histories, compare, cost_text, differences_text, headlines, holm, read_grid, sentence, shard
+from vdistill.core import InputError
+
+
+def grid(folder, text):
+    (folder/"grid.yaml").write_text(text)
+    return read_grid(folder/"grid.yaml")
+
+
+def test_a_sweep_changes_one_setting_at_a_time(tmp_path):
+    cells, settings = grid(tmp_path, "datasets: [synthetic]\nmethods: [vsd, full]\nseeds: [3, 4]\nsettings: {epochs: 2}\nsweep: {beta: [0.5, 8], hidden: [[], [64]]}\n")
+    assert len(cells) == len({c.folder() for c in cells}) == 16 and settings == {"epochs": 2}
+    assert [c.seed for c in cells] == sorted(c.seed for c in cells)
+    one = next(c for c in cells if c.label() == "full hidden=()")
+    config = one.configure(**settings)
+    assert (config.hidden, config.epochs, config.beta, config.seed) == ((), 2, 2., 3)
+    assert {c: 1 for c in cells} and sorted(sum((shard(cells, f"{i}/3") for i in (1, 2, 3)), []), key=str) == sorted(cells, key=str)
+
+
+@pytest.mark.parametrize("text, word", [("methods: [full]\nseeds: [0]\n", "datasets"), ("datasets: [synthetic]\nmethods: full\nseeds: [0]\n", "list"), ("datasets: []\nmethods: [full]\nseeds: [0]\n", "list"),
+    ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsweeps: {}\n", "sweeps"), ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsweep: {beta: 2}\n", "list of values"),
+    ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsweep: {betta: [2]}\n", "beta"), ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsettings: {epochs: 0}\n", "epochs")])
+def test_a_wrong_grid_is_one_sentence(tmp_path, text, word):
+    with pytest.raises(InputError) as error: grid(tmp_path, text)
+    assert word in str(error.value) and "\n" not in str(error.value)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=12))
+def test_holm_is_its_definition(p):
+    "Reject in order while p(k) <= level/(m - k + 1); the adjusted p-value is the least level at which one is rejected."
+    adjusted, order = holm(p), np.argsort(p)
+    assert (adjusted >= np.asarray(p) - 1e-15).all() and (adjusted <= 1).all()
+    for level in (.01, .05, .3):
+        rejected = []
+        for k, i in enumerate(order):
+            if p[i]*(len(p) - k) > level: break
+            rejected.append(i)
+        assert set(np.flatnonzero(adjusted <= level)) == set(rejected)
+
+
+def test_holm_leaves_out_what_is_missing():
+    np.testing.assert_allclose(holm([.01, np.nan, .02]), [.02, np.nan, .02])
+
+
+def results(methods=("baseline", "bottleneck", "full"), seeds=range(4), gain=dict(full=2.)):
+    "Invented: z two points above v; `v b` is best on validation, although `v a` is better on test."
+    rng, rows = np.random.default_rng(0), []
+    for method in methods:
+        for seed in seeds:
+            for feature, value, validation in (("v a", 60, 50), ("v b", 50, 55), *([] if method == "baseline" else [("z a", 52, 56), ("z b", 58, 51)])):
+                for direction in ("infrared→visible", "visible→infrared"):
+                    rows.append(dict(dataset="invented", method=method, seed=seed, split="test", feature=feature, direction=direction, protocol="p", metric="mAP",
+                                     value=value + 10*seed + gain.get(method, 0) + rng.normal(0, .1), seconds=60., headline=feature == ("v b" if method == "baseline" else "z a"), validation=float(validation)))
+    chance = [dict(rows[0], method="chance", feature="none", value=1., headline=True, validation=np.nan, seed=s, direction=d, seconds=0.) for s in seeds for d in ("infrared→visible", "visible→infrared")]
+    return pd.DataFrame(chance + rows)
+
+
+def test_sides_are_chosen_on_validation():
+    table = results()
+    for side, low in (("v", 50), ("z", 52), ("headline", 50)):
+        chosen = headlines(table, side)
+        assert set(chosen.feature) == {side} and not chosen.duplicated(["method", "seed", "direction"]).any()
+        assert ((chosen[chosen.method == "bottleneck"].value - 10*chosen.seed[chosen.method == "bottleneck"] - (low if side != "headline" else 52)).abs() < 1).all()
+        assert "chance" in set(chosen.method)
+    assert "baseline" not in set(headlines(table, "z").method)
+    with pytest.raises(InputError, match="side"): headlines(table, "w")
+    with pytest.raises(InputError, match="older"): headlines(table.drop(columns="validation"), "z")
+
+
+def test_differences_are_paired_and_hand_made():
+    table = results()
+    c = compare(table, "bottleneck").set_index(["side", "method"])
+    wide = headlines(table, "z").groupby(["method", "seed"]).value.mean().unstack("method")
+    d = wide.full - wide.bottleneck
+    half = t.ppf(.975, 3)*d.std(ddof=1)/2
+    np.testing.assert_allclose(c.loc[("z", "full"), ["difference", "difference_interval"]].astype(float), [d.mean(), half])
+    assert abs(c.loc[("z", "full"), "p"] - 2*t.sf(abs(d.mean())/(d.std(ddof=1)/2), 3)) < 1e-12
+    assert c.loc[("z", "full"), "p_holm"] < .01 and c.loc[("v", "full"), "interval"] > 10 > c.loc[("v", "full"), "difference_interval"]
+    other = compare(table, "baseline").set_index(["side", "method"])
+    assert 3.5 < other.loc[("z", "full"), "difference"] < 4.5, "where the reference has no z, its v"
+
+
+def test_missing_seeds_are_left_out():
+    table = results()
+    table = table[~((table.method == "full") & (table.seed == 3))]
+    r = compare(table, "bottleneck", sides=("z",)).set_index("method").loc["full"]
+    assert r.seeds == 3 and abs(r.difference - 2) < .3
+    with pytest.raises(InputError, match="nobody"): compare(table, "nobody")
+
+
+def test_in_words():
+    c = compare(results(), "bottleneck")
+    assert "full - bottleneck = +2.0 ± 0." in sentence(c, "invented", "full", "z") and "4 seeds" in sentence(c, "invented", "full", "z")
+    with pytest.raises(InputError): sentence(c, "invented", "nobody", "z")
+    assert cost_text(results()) == "invented: 12 runs of 1.0 minutes, 12 in all, one CPU thread each"
+    assert "+2.0 ± 0." in differences_text(c) and "chance" not in differences_text(c)
+
+
+def test_no_history_is_an_empty_table(tmp_path): assert collect_histories([Cell("synthetic", "full", 0)], tmp_path).empty
