@@ -33,7 +33,7 @@ def vml_loss(
     "Variational mutual learning, D_JS[P_z1 ‖ P_z2] (Tian et al. 2021)."
     return js_divergence(representation_logits_1, representation_logits_2, temperature, reduction)
 
-# %% ../nbs/information/03_distillation.ipynb #c035
+# %% ../nbs/information/03_distillation.ipynb #c033
 def vcd_loss(
     other_observation_logits: Tensor, # `(B, C)`, logits of P_v2, the teacher in the other view
     representation_logits: Tensor, # `(B, C)`, logits of P_z1, row by row the same thing
@@ -44,7 +44,7 @@ def vcd_loss(
     "Variational cross-distillation, D_KL[P_v2 ‖ P_z1] (Tian et al. 2021, eq. 15)."
     return vsd_loss(other_observation_logits, representation_logits, temperature, reduction, detach)
 
-# %% ../nbs/information/03_distillation.ipynb #c041
+# %% ../nbs/information/03_distillation.ipynb #c039
 class VariationalDistillation(nn.Module):
     "β (w₁ VSD + w₂ VCD + w₃ VML), the distillation part of eq. 16 (Tian et al. 2021), with every term by name."
     reads = ("v_logits", "z_logits") # what an entry of `specific` and `shared` holds
@@ -88,7 +88,7 @@ def _pairs(specific, shared):
     if not pairs: raise InputError("nothing to distil: pass specific=[(v, z), ...] or shared=((v1, z1), (v2, z2))")
     return pairs
 
-# %% ../nbs/information/03_distillation.ipynb #c051
+# %% ../nbs/information/03_distillation.ipynb #c049
 def released_loss(
     observation_logits: Tensor, # `(B, C)`, detached
     representation_logits: Tensor, # `(B, C)`
