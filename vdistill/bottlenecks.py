@@ -197,7 +197,7 @@ class _Turned(torch.autograd.Function):
     def backward(ctx, gradient): return -ctx.weight * gradient, None
 
 class EstimatedBottleneck(Regulariser):
-    "β Î(v;z) - Î(z;y) with both informations estimated by critics (Tian et al. 2021, eqs. 2 and 3, the foil)."
+    "β Î(v;z) - Î(z;y), both as Jensen-Shannon bounds by critics (Tian et al. 2021, eqs. 2 and 3, the foil); v is held, so that its encoder feels the price through z."
     reads = ("v", "z")
     def __init__(self,
         v_features: int, # size of v
