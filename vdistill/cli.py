@@ -65,7 +65,7 @@ def demo(
 @app.command()
 def train(
     spec: Annotated[Optional[str], typer.Argument(help="dataset: synthetic, pairs:DIR or csv:FILE")] = None,
-    method: Annotated[str, typer.Option(help="baseline, bottleneck, vsd, vcd, vml or full")] = "full",
+    method: Annotated[str, typer.Option(help="baseline, bottleneck, vsd, vcd, vml, two of these as vsd+vcd, full, released, vib, ceb, estimated, mib or dml")] = "full",
     seed: int = 0,
     out: Annotated[Optional[Path], typer.Option(help="folder of the run; default: runs/DATASET-METHOD-SEED")] = None,
     resume: Annotated[Optional[Path], typer.Option(metavar="RUN", help="go on with this run")] = None,
