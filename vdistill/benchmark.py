@@ -211,7 +211,7 @@ def bench_losses(
     config, classes = configure("synthetic"), 395 # as many as SYSU-MM01 has in training
     label = torch.arange(4 if quick else 16).repeat_interleave(4)
     distillation, out = VariationalDistillation(), random_predictions(label, config, classes)
-    leaves = [x for prediction in out for x in prediction]
+    leaves = [x for prediction in out for x in prediction if x is not None]
     def vectorised():
         loss = objective(out, label, config, distillation)["loss"]
         return loss, *torch.autograd.grad(loss, leaves)
