@@ -247,6 +247,6 @@ def test_an_embedding_leaves_the_number_of_threads_alone():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        embed_2d(np.random.default_rng(0).normal(size=(40, 5)))
+        plots.embed_2d(np.random.default_rng(0).normal(size=(40, 5)))
         assert torch.get_num_threads() == 1
     finally: torch.set_num_threads(before)
