@@ -13,7 +13,7 @@ import functools, importlib.util, warnings
 from contextlib import contextmanager
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController
 from .core import InputError
 
 # %% ../nbs/looking/20_plots.ipynb #c006
@@ -105,12 +105,13 @@ def _pca(x, seed):
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))).astype(np.float32)
 
 def _umap(x, seed): # it raises the process's number of threads; what runs afterwards should not pay for a picture
-    before = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"), default=1)
+    before = {pool.filepath: pool.num_threads for pool in ThreadpoolController().lib_controllers}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from umap import UMAP
         try: return UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x).astype(np.float32)
-        finally: threadpool_limits(before, "openmp")
+        finally:
+            for pool in ThreadpoolController().lib_controllers: pool.set_num_threads(before.get(pool.filepath, pool.num_threads))
 
 # %% ../nbs/looking/20_plots.ipynb #c015
 MARKERS = ("o", "^") # visible, infrared
