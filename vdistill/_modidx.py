@@ -296,7 +296,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vdistill.comparison.Cell.label': ('looking/comparison.html#cell.label', 'vdistill/comparison.py'),
                                      'vdistill.comparison._by_data': ('looking/comparison.html#_by_data', 'vdistill/comparison.py'),
                                      'vdistill.comparison._paired': ('looking/comparison.html#_paired', 'vdistill/comparison.py'),
-                                     'vdistill.comparison._t_interval': ('looking/comparison.html#_t_interval', 'vdistill/comparison.py'),
                                      'vdistill.comparison.ceiling_rows': ('looking/comparison.html#ceiling_rows', 'vdistill/comparison.py'),
                                      'vdistill.comparison.collect': ('looking/comparison.html#collect', 'vdistill/comparison.py'),
                                      'vdistill.comparison.collect_histories': ( 'looking/comparison.html#collect_histories',

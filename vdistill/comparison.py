@@ -17,7 +17,7 @@ import yaml
 from .core import InputError
 from .data import load_dataset
 from .evaluation import (DIRECTIONS, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, paired_differences, pixel_features,
-    protocol_text, results_frame, retrieval_scores, run_columns, summarize)
+    protocol_text, results_frame, retrieval_scores, run_columns, summarize, _interval)
 from .training import METHODS, TrainConfig, Trainer, configure, write_csv
 
 # %% ../nbs/looking/23_comparison.ipynb #c005
@@ -179,10 +179,6 @@ def holm(
     adjusted[order] = np.maximum.accumulate(p[order]*(len(order) - np.arange(len(order)))).clip(max=1)
     return adjusted
 
-def _t_interval(values): # half width of the 95 % t-interval
-    from scipy.stats import t
-    return float(t.ppf(.975, len(values) - 1)*values.std(ddof=1)/len(values)**.5) if len(values) > 1 else np.nan
-
 # %% ../nbs/looking/23_comparison.ipynb #c023
 def compare(
     results: pd.DataFrame, # tidy rows of several seeds
@@ -208,7 +204,7 @@ def _paired(ours, theirs): # mean and interval of a method, and of its differenc
     from scipy.stats import ttest_1samp
     ours, d = ours.dropna(), (ours - theirs).dropna()
     p = float(ttest_1samp(d, 0).pvalue) if len(d) > 1 and d.std() > 0 else np.nan
-    return dict(mean=ours.mean(), interval=_t_interval(ours), difference=d.mean(), difference_interval=_t_interval(d), p=p, seeds=len(d))
+    return dict(mean=ours.mean(), interval=_interval(ours), difference=d.mean(), difference_interval=_interval(d), p=p, seeds=len(d))
 
 # %% ../nbs/looking/23_comparison.ipynb #c027
 def collect(
