@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from vdistill.batches import IdentitySampler, choose, images_by_identity, load_batch, random_flip
+from vdistill.batches import IdentitySampler, choose, given_labels, images_by_identity, load_batch, random_flip
 from vdistill.core import InputError, generator
 from vdistill.data import ReIDDataset
 
@@ -130,7 +130,7 @@ class Numbered(ReIDDataset):
 def test_load_batch():
     data = Numbered()
     visible, infrared = np.array([8, 0, 4]), np.array([9, 3, 5])
-    batch = load_batch(data, visible, infrared, {5: 0, 9: 1, 70: 2}, draw=7)
+    batch = load_batch(data, visible, infrared, np.array([1, 2, 0]), draw=7)
     assert batch.label.tolist() == [1, 2, 0] and batch.label.dtype == torch.int64
     for pixels, rows in ((batch.visible, visible), (batch.infrared, infrared)):
         assert pixels.shape == (3, 3, 8, 8) and pixels.dtype == torch.float32
@@ -139,7 +139,7 @@ def test_load_batch():
 
 
 def test_flips_follow_their_generator():
-    data, rows, labels = Numbered(), (np.arange(0, 12, 2), np.arange(1, 12, 2)), {5: 0, 9: 1, 70: 2}
+    data, rows, labels = Numbered(), (np.arange(0, 12, 2), np.arange(1, 12, 2)), np.zeros(6, int)
     load = lambda key: torch.cat(load_batch(data, *rows, labels, 200, .5, generator("flip", key))[:2])
     before = torch.get_rng_state()
     assert torch.equal(load(1), load(1)) and not torch.equal(load(1), load(2))
@@ -155,3 +155,30 @@ def test_a_flip_mirrors_or_leaves(n, p):
     y = random_flip(x, p, generator("f", n))
     for a, b in zip(x, y): assert torch.equal(a, b) or torch.equal(a.flip(-1), b)
     assert y.data_ptr() != x.data_ptr() or not n
+
+
+def test_classes_are_numbered_over_those_who_can_be_drawn():
+    sampler = IdentitySampler([70, 5, 5, 9, 70, 3, 3], [0, 0, 1, 1, 1, 0, 1], 2, 1)
+    assert sampler.identities.tolist() == [3, 5, 70] and sampler.label.tolist() == [2, 1, 1, -1, 2, 0, 0]
+    for visible, infrared in sampler: assert (sampler.label[visible] == sampler.label[infrared]).all() and (sampler.label[visible] >= 0).all()
+
+
+@fuzz
+@given(st.integers(1, 12), st.integers(1, 5), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))
+def test_given_labels_keep_every_count(people, images, wrong, missing, seed):
+    identity, modality = np.repeat(np.arange(people)*7, 2*images), np.tile([0, 1], people*images)
+    before = identity.copy()
+    given_ = given_labels(identity, modality, wrong, missing, seed)
+    assert (identity == before).all() and np.array_equal(given_, given_labels(identity, modality, wrong, missing, seed))
+    known = given_ >= 0
+    assert len(np.unique(identity[~known])) == round(missing*people) and not set(identity[~known]) & set(identity[known])
+    for m in (0, 1):
+        some = known & (modality == m)
+        assert sorted(given_[some]) == sorted(identity[some])           # exchanged, not invented
+        assert (given_ != identity)[some].sum() <= round(wrong*some.sum())
+        if not wrong: assert (given_ == identity)[some].all()
+
+
+def test_an_exchange_is_a_mistake_where_images_of_one_person_are_rare():
+    identity, modality = np.repeat(np.arange(500), 2), np.tile([0, 1], 500)
+    for m in (0, 1): assert (given_labels(identity, modality, wrong=.4)[modality == m] != np.arange(500)).sum() == 200

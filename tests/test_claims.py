@@ -10,9 +10,9 @@ from vdistill.core import InputError
 from vdistill.information import Table, conditional, entropy, expected_divergence, js_divergence, mutual_information
 
 ALWAYS = ["(6)", "(6), slack", "Theorem 1", "Corollary 1", "(14), in general", "bound by KL of p(z|v)", "(15), in general", "VML, what it measures", "VML = 0, equal information"]
-IF = {"(4)": ["y → x → v → z"], "(5)": ["y → x → v → z"], "(7), I(v;z) held fixed": ["y → x → v → z"], "Corollary 1, as an equation": ["y → x → v → z"], "Corollary 1, classifier on z": ["two classifiers a of v, b of z"],
+IF = {"(4)": ["y → x → v → z"], "(5)": ["y → x → v → z"], "(7), I(v;z) held fixed": ["y → x → v → z"], "Corollary 1, as an equation": ["y → x → v → z"], "Corollary 1, classifier on z": ["chain, classifiers a of v and b of z"],
       "Theorem 2, with sufficient codes": ["each view sufficient", "views and codes sufficient"], "VML = 0, one code sufficient": ["each view sufficient"], "I(v1;z1), decomposition": ["z1 sees v1 only"], "(14)": ["each view sufficient"],
-      "bound by KL of p(y|z)": ["the label fixes both views"], "bound by JS of p(y|z)": [], "Theorem 2, what it measures": ["each view sufficient"], "(15)": ["each view sufficient"], "(15) equals (8)": ["each view sufficient"],
+      "bound by KL of p(y|z)": ["the label fixes both views"], "bound by JS of p(y|z)": [], "Theorem 2, what it measures": ["each view sufficient"], "(15)": ["each view sufficient"], "(15) equals (8)": ["each view sufficient"], "(17), its DML term": ["each view sufficient"],
       "VSD = 0 makes VCD and VML zero": ["each view sufficient"], "VML = 0, consistency": ["views and codes sufficient"], "against MIB, different views": ["each view sufficient"],
       "(7) and I(v;z|y)": [], "Corollary 1, two classifiers": [], "averaged predictions": [], "Theorem 2": [], "Theorem 2, converse": [], "against MIB, irrelevant but shared": []}
 HOLDS = [(n, f) for n in ALWAYS for f in CLAIMS[n].families] + [(n, f) for n, families in IF.items() for f in families]

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
-from vdistill.comparison import Cell, collect_histories, compare, cost_text, differences_text, headlines, holm, read_grid, sentence, shard
+from vdistill.comparison import Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, run_cells, sentence, shard
 from vdistill.core import InputError
 
 
@@ -104,3 +104,27 @@ def test_in_words():
 
 
 def test_no_history_is_an_empty_table(tmp_path): assert collect_histories([Cell("synthetic", "full", 0)], tmp_path).empty
+
+
+TINY = dict(epochs=1, width=8, features=16, z_features=16, hidden=[16], identities_per_batch=4, validate_every=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sweep_of_the_data_runs_on_each_of_them(tmp_path):
+    cells = [Cell("synthetic", "bottleneck", 0, ("data.identities", n)) for n in ((6, 4, 5), (6, 4, 8))]
+    table = run_cells(cells, tmp_path, **TINY)
+    assert set(table.method[table.metric.eq("mAP") & table.method.str.startswith(("chance", "bottleneck"))]) == {f"{m} data.identities=(6, 4, {n})" for m in ("chance", "bottleneck") for n in (5, 8)}
+    chance = table[table.method.str.startswith("chance") & (table.metric == "rank-1")].groupby("method").value.mean()
+    np.testing.assert_allclose(chance, [20, 12.5])                       # one of 5 people, one of 8
+    pd.testing.assert_frame_equal(run_cells(cells, tmp_path, **TINY), table)  # done before: read, not run
+    gathered, missing = collect(cells, tmp_path)
+    assert not missing and sorted(gathered.method) == sorted(table.method)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_finished_cell_is_not_taken_for_another(tmp_path):
+    cell, data = Cell("synthetic", "bottleneck", 0), dict(identities=[6, 4, 5])
+    first = run_cells([cell], tmp_path, data=data, **TINY)
+    pd.testing.assert_frame_equal(run_cells([cell], tmp_path, data=data, **TINY), first)
+    with pytest.raises(InputError, match="z_features=16.*asks for 8"): run_cells([cell], tmp_path, data=data, **TINY | dict(z_features=8))
+    assert (tmp_path/cell.folder()/"results.csv").is_file()

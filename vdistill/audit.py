@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from .core import InputError, generator
 from .data import MODALITIES, load_dataset, uniform, view_parameters
 from .evaluation import extract_features, run_columns
-from .plots import COLOURS, MODALITY_COLOURS, _by_modality, _styled, embed_2d
+from .plots import COLOURS, MODALITY_COLOURS, embed_2d, in_house_style, scatter_modalities
 from .training import load_run, read_config, write_csv
 
 # %% ../nbs/looking/21_audit.ipynb #c005
@@ -751,7 +751,7 @@ def _with_half(row, digits=3):
 # %% ../nbs/looking/21_audit.ipynb #c077
 FEATURE_COLOURS = dict(v=COLOURS["sky"], z=COLOURS["purple"])
 
-@_styled
+@in_house_style
 def plot_factors(
     table: pd.DataFrame, # of `audit` or `audit_run`
     branch: str = "shared", # or `specific+shared`
@@ -787,7 +787,7 @@ def _factor_bars(ax, rows, keys, images):
     ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
 
 # %% ../nbs/looking/21_audit.ipynb #c078
-@_styled
+@in_house_style
 def plot_sufficiency(
     table: pd.DataFrame, # of `audit` or `audit_run`
 ): # the figure
@@ -817,7 +817,7 @@ def _dot(ax, row, y, colour, marker, label):
     ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]], fmt=marker, color=colour, ms=7, capsize=3, lw=1.5, label=label)
 
 # %% ../nbs/looking/21_audit.ipynb #c079
-@_styled
+@in_house_style
 def plot_consistency(
     table: pd.DataFrame, # of `audit` or `audit_run`
     features: dict, # name -> `(n, d)`, as in `Sample`
@@ -834,7 +834,7 @@ def plot_consistency(
     top, bottom = fig.subfigures(2, 1, height_ratios=(2.4, 1))
     for ax, name in zip(top.subplots(1, 2, squeeze=False)[0], names):
         points, method = embed_2d(features[name][some], seed=seed)
-        _by_modality(ax, points, np.asarray(modality)[some], 12)
+        scatter_modalities(ax, points, np.asarray(modality)[some], 12)
         ax.set(title=f"{method} of {name}", xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
     rows = table[(table.group == "modality") & table.feature.isin(names)]
     for ax, (metric, probe, label) in zip(bottom.subplots(1, 4), (("accuracy", "linear", "modality told apart (%)"), ("purity", None, "neighbours of one's own (%)"), ("MMD2", None, "MMD²"), ("nats", "linear", "nats on the modality"))):

@@ -143,9 +143,8 @@ def first_batch(
     train = data.indices("train")
     identity, modality = (data.records[c].to_numpy()[train] for c in ("identity", "modality"))
     sampler = IdentitySampler(identity, modality, config.identities_per_batch, config.images_per_identity, config.seed)
-    label_of = {int(i): c for c, i in enumerate(sampler.identities)}
-    visible, infrared = (train[side] for side in next(iter(sampler)))
-    return lambda: load_batch(data, visible, infrared, label_of), len(label_of)
+    visible, infrared = next(iter(sampler))
+    return lambda: load_batch(data, train[visible], train[infrared], sampler.label[visible]), len(sampler.identities)
 
 # %% ../nbs/looking/24_benchmark.ipynb #c024
 def bench_step(

@@ -286,7 +286,7 @@ claim("(7), I(v;z) held fixed", "I(v;z|y) = [I(v;y) − I(z;y)] + I(v;z) − I(v
       lambda s: (s.I("v", "z", "y") - lost(s) - s.I("v", "z") + s.I("v", "y")).abs(), *_ONE, small=_PEEKING, because="(5)")
 
 # %% ../nbs/information/03b_claims.ipynb #c033
-FAMILIES["two classifiers a of v, b of z"] = Family("y, v|y, z|v, a|v, b|z", y=2, v=3, z=3, a=2, b=2)
+FAMILIES["chain, classifiers a of v and b of z"] = Family("y, v|y, z|v, a|v, b|z", y=2, v=3, z=3, a=2, b=2)
 FAMILIES["two classifiers, z sees y as well"] = Family("y, v|y, z|v y, a|v, b|z", y=2, v=3, z=3, a=2, b=2)
 _GUESSES = Family("y, v|y, z|v, a|v, b|z", y=2, v=2, z=2, a=2, b=2)
 
@@ -297,9 +297,9 @@ def _averaged(s): # KL of the predictions averaged over all inputs
 claim("Theorem 1", "I(v;y) − I(z;y) = H(y|z) − H(y|v)", lambda s: (lost(s) - s.H("y", "z") + s.H("y", "v")).abs(), *_ONE, because="H(y) cancels")
 claim("Corollary 1", "with true posteriors E KL[P_v‖P_z] = 0 makes z sufficient, I(z;y) = I(v;y)", lambda s: implies(expected(kl, s, "v", "z"), lost(s)), *_ONE, because="equal predictions have equal entropy")
 claim("Corollary 1, as an equation", "with true posteriors E KL[P_v‖P_z] = I(v;y) − I(z;y): zero is necessary too", lambda s: (expected(kl, s, "v", "z") - lost(s)).abs(), *_ONE, small=_PEEKING, because="p(y|v) = p(y|v z), definition of I(v;y|z)")
-claim("Corollary 1, two classifiers", "E KL[q_v‖q_z] = 0 makes z sufficient", lambda s: implies(expected(kl, s, "v", "z", ("a", "b")), lost(s)), "two classifiers a of v, b of z", small=_GUESSES)
+claim("Corollary 1, two classifiers", "E KL[q_v‖q_z] = 0 makes z sufficient", lambda s: implies(expected(kl, s, "v", "z", ("a", "b")), lost(s)), "chain, classifiers a of v and b of z", small=_GUESSES)
 claim("Corollary 1, classifier on z", "E KL[P_v‖q_z] = I(v;y) − I(z;y) + E KL[P_z‖q_z]: zero makes z sufficient",
-      lambda s: (expected(kl, s, "v", "z", ("y", "b")) - lost(s) - (s.marginal("z") * kl(s.posterior("y", "z"), s.posterior("b", "z"))).sum(1)).abs(), "two classifiers a of v, b of z", "two classifiers, z sees y as well", small=Family("y, v|y, z|v y, b|z", y=2, v=2, z=2, b=2), because="Pythagoras: E[P_v|z] = P_z")
+      lambda s: (expected(kl, s, "v", "z", ("y", "b")) - lost(s) - (s.marginal("z") * kl(s.posterior("y", "z"), s.posterior("b", "z"))).sum(1)).abs(), "chain, classifiers a of v and b of z", "two classifiers, z sees y as well", small=Family("y, v|y, z|v y, b|z", y=2, v=2, z=2, b=2), because="Pythagoras: E[P_v|z] = P_z")
 claim("averaged predictions", "KL[E P_v‖E P_z] = 0 makes z sufficient", lambda s: implies(_averaged(s).clamp(min=0), lost(s)), "y → x → v → z", small=_CHAIN)
 
 # %% ../nbs/information/03b_claims.ipynb #c056
@@ -394,3 +394,6 @@ claim("VML = 0, one code sufficient", "VML = 0 and VSD = 0 in one view make the 
 # %% ../nbs/information/03b_claims.ipynb #c086
 claim("against MIB, different views", "view-consistent codes exist, also when the views hold different label information", lambda s: s.I("v1 v2", "y") - torch.minimum(s.I("v1", "y"), s.I("v2", "y")), *_VIEWS, small=_PAIR, because="z_k = v_k is consistent")
 claim("against MIB, irrelevant but shared", "VSD = VCD = VML = 0 removes I(v2;z1|y)", lambda s: implies(sum(distillation_terms(s)), s.I("v2", "z1", "y")), "each view sufficient", "any two views", small=_PAIR)
+
+# %% ../nbs/information/03b_claims.ipynb #c090
+claim("(17), its DML term", "E KL[P_v1‖P_v2] + E KL[P_v2‖P_v1] = 0: exact posteriors of two views agree", lambda s: vcd_term(s, "v1", "v2") + vcd_term(s, "v2", "v1"), *_VIEWS, small=_LEFT, because="P_v1 = P_v2 wherever both occur")

@@ -17,8 +17,8 @@ import yaml
 from .core import InputError
 from .data import load_dataset
 from .evaluation import (DIRECTIONS, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, paired_differences, pixel_features,
-    protocol_text, results_frame, retrieval_scores, run_columns, summarize, _interval)
-from .training import METHODS, TrainConfig, Trainer, configure, write_csv
+    half_width, protocol_text, results_frame, retrieval_scores, run_columns, summarize)
+from .training import METHODS, TrainConfig, Trainer, configure, read_config, write_csv
 
 # %% ../nbs/looking/23_comparison.ipynb #c005
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Cell:
         "The name of the cell's run folder."
         kind, _, where = self.dataset.partition(":")
         return f"{Path(where).stem.lower() or kind}-{self.label().replace(' ', '-')}-{self.seed}"
+
+    def references(self) -> "Cell":
+        "What needs no learning, on the same data."
+        return Cell(self.dataset, "references", self.seed, self.setting if self.setting and self.setting[0].startswith("data.") else ())
 
 # %% ../nbs/looking/23_comparison.ipynb #c006
 KEYS, OPTIONAL = ("datasets", "methods", "seeds"), ("settings", "sweep")
@@ -115,10 +119,18 @@ def run_cell(
 ) -> pd.DataFrame: # tidy results
     "Run one cell, or resume it, or read its results when it is done."
     run_dir = Path(out)/cell.folder()
+    config = cell.configure(**settings)
+    if (run_dir/"config.yaml").is_file(): _same_run(run_dir, config)
     if (run_dir/"results.csv").is_file(): results = read_results(run_dir/"results.csv")
     elif (run_dir/"config.yaml").is_file(): results = Trainer.resume(run_dir, progress, dataset).fit()
-    else: results = Trainer(cell.configure(**settings), run_dir, dataset, progress).fit()
+    else: results = Trainer(config, run_dir, dataset, progress).fit()
     return results.assign(method=cell.label())
+
+def _same_run(run_dir, config): # a finished run is only taken for a cell that asks for the same
+    there, asked = (dataclasses.asdict(c) for c in (read_config(run_dir), config))
+    there["data"] = {k: v for k, v in there["data"].items() if k in asked["data"]} # the image size is written down although nobody asked for it
+    for name, value in asked.items():
+        if name != "dataset" and yaml.safe_dump(there[name]) != yaml.safe_dump(value): raise InputError(f"{run_dir} holds a run with {name}={there[name]}, this grid asks for {value}: choose another folder (--out)")
 
 # %% ../nbs/looking/23_comparison.ipynb #c013
 def run_cells(
@@ -129,16 +141,20 @@ def run_cells(
 ) -> pd.DataFrame: # tidy results of references and methods
     "Run cells one after the other; a dataset is opened once for each seed."
     tables = []
-    for (spec, seed), group in _by_data(cells):
-        dataset = load_dataset(spec, seed=seed, **group[0].configure(**settings).data)
-        references = Path(out)/f"{Cell(spec, 'references', seed).folder()}.csv"
-        if not references.is_file(): write_csv(references, reference_scores(dataset, seed=seed))
-        tables += [read_results(references), *(run_cell(c, out, progress, dataset, **settings) for c in group)]
+    for references, group in _by_data(cells):
+        dataset = load_dataset(references.dataset, seed=references.seed, **group[0].configure(**settings).data)
+        path = Path(out)/f"{references.folder()}.csv"
+        if not path.is_file(): write_csv(path, reference_scores(dataset, seed=references.seed))
+        tables += [_read_references(references, out), *(run_cell(c, out, progress, dataset, **settings) for c in group)]
     return pd.concat(tables, ignore_index=True)
 
-def _by_data(cells): # (dataset, seed), cells: seed by seed, so that what is done early is a whole comparison
-    key = lambda c: (c.seed, c.dataset)
-    return [((spec, seed), list(group)) for (seed, spec), group in itertools.groupby(sorted(cells, key=key), key=key)]
+def _by_data(cells): # references, cells on the same data: seed by seed, so that what is done early is a whole comparison
+    key = lambda c: (c.seed, c.dataset, str(c.references().setting))
+    return [(group[0].references(), group) for group in (list(g) for _, g in itertools.groupby(sorted(cells, key=key), key=key))]
+
+def _read_references(cell, out):
+    results = read_results(Path(out)/f"{cell.folder()}.csv")
+    return results.assign(method=results.method + cell.label().removeprefix("references"))
 
 # %% ../nbs/looking/23_comparison.ipynb #c014
 def shard(
@@ -204,7 +220,7 @@ def _paired(ours, theirs): # mean and interval of a method, and of its differenc
     from scipy.stats import ttest_1samp
     ours, d = ours.dropna(), (ours - theirs).dropna()
     p = float(ttest_1samp(d, 0).pvalue) if len(d) > 1 and d.std() > 0 else np.nan
-    return dict(mean=ours.mean(), interval=_interval(ours), difference=d.mean(), difference_interval=_interval(d), p=p, seeds=len(d))
+    return dict(mean=ours.mean(), interval=half_width(ours), difference=d.mean(), difference_interval=half_width(d), p=p, seeds=len(d))
 
 # %% ../nbs/looking/23_comparison.ipynb #c027
 def collect(
@@ -213,8 +229,8 @@ def collect(
 ) -> tuple: # (tidy results of what is done, cells that are not)
     "Gather the results of finished cells and their references."
     folders = {c: Path(out)/c.folder()/"results.csv" for c in cells}
-    references = {Path(out)/f"{Cell(c.dataset, 'references', c.seed).folder()}.csv" for c in cells}
-    tables = [read_results(p) for p in sorted(references) if p.is_file()] + [read_results(p).assign(method=c.label()) for c, p in folders.items() if p.is_file()]
+    references = sorted({c.references() for c in cells}, key=Cell.folder)
+    tables = [_read_references(r, out) for r in references if (Path(out)/f"{r.folder()}.csv").is_file()] + [read_results(p).assign(method=c.label()) for c, p in folders.items() if p.is_file()]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), [c for c, p in folders.items() if not p.is_file()]
 
 def collect_histories(

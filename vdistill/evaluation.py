@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIRECTIONS', 'COLUMNS', 'RUN', 'pairwise_distances', 'RetrievalScores', 'retrieval_scores', 'chance_scores',
            'gallery_draws', 'protocol_text', 'score_features', 'chance_rows', 'mean_over_draws', 'evaluate',
-           'extract_features', 'run_columns', 'results_frame', 'summarize', 'paired_differences', 'pixel_features',
-           'hog_features']
+           'extract_features', 'run_columns', 'results_frame', 'half_width', 'summarize', 'paired_differences',
+           'pixel_features', 'hog_features']
 
 # %% ../nbs/reid/15_evaluation.ipynb #c003
 import functools, subprocess
@@ -305,8 +305,12 @@ def results_frame(
 # %% ../nbs/reid/15_evaluation.ipynb #c062
 RUN = ("dataset", "method", "split", "feature", "direction", "protocol", "metric") # what makes two values comparable
 
-def _interval(values): # half width of eq. (5); NaN for one value
+def half_width(
+    values, # `(n,)` one a seed
+) -> float: # NaN for one value
+    "Half of the 95 % t-interval of a mean, eq. (5)."
     from scipy.stats import t
+    values = np.asarray(values, float)
     n = len(values)
     return float(t.ppf(.975, n - 1) * values.std(ddof=1) / n**.5) if n > 1 else np.nan
 
@@ -323,7 +327,7 @@ def summarize(
 ) -> pd.DataFrame: # `RUN`, then mean, interval (half width), seeds
     "Mean and 95 % t-interval over seeds, eq. (5). One seed has no interval (NaN)."
     groups = _one_value_a_seed(results).groupby(list(RUN), sort=False, dropna=False).value
-    return groups.agg(mean="mean", interval=_interval, seeds="count").reset_index()
+    return groups.agg(mean="mean", interval=half_width, seeds="count").reset_index()
 
 def paired_differences(
     results: pd.DataFrame, # tidy rows of several seeds and both methods

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MODALITY_COLOURS', 'RIGHT', 'WRONG', 'STYLE', 'TERM_LABELS', 'MARKERS', 'NOT_TERMS', 'SIDES',
-           'house_style', 'plot_kl_curves', 'embed_2d', 'plot_embedding', 'plot_ranked_lists', 'plot_cmc',
-           'plot_history', 'plot_results', 'plot_differences', 'plot_sweep', 'plot_distances',
-           'plot_information_diagram']
+           'house_style', 'in_house_style', 'plot_kl_curves', 'embed_2d', 'scatter_modalities', 'plot_embedding',
+           'plot_ranked_lists', 'plot_cmc', 'plot_history', 'plot_results', 'plot_differences', 'plot_sweep',
+           'plot_distances', 'plot_information_diagram']
 
 # %% ../nbs/looking/20_plots.ipynb #c003
 import functools, importlib.util, warnings
@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from threadpoolctl import ThreadpoolController
 from .core import InputError
+from .evaluation import half_width
 
 # %% ../nbs/looking/20_plots.ipynb #c006
 COLOURS = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", purple="#CC79A7", orange="#E69F00", sky="#56B4E9", black="#222222", olive="#8C8C00", brown="#8C564B", navy="#332288")
@@ -36,7 +37,10 @@ def house_style(): # not `plt.rc_context`: that would undo what a notebook's bac
     try: yield
     finally: plt.rcParams.update(before)
 
-def _styled(function): # draw inside the house style
+def in_house_style(
+    function, # that draws
+):
+    "Decorator: draw in the house style."
     @functools.wraps(function)
     def inside(*args, **kwargs):
         with house_style(): return function(*args, **kwargs)
@@ -60,7 +64,7 @@ def _band(ax, epochs, column, **style): # mean over seeds, and from the smallest
     if n.max() > 1: ax.fill_between(mean.index, low, high, color=line.get_color(), alpha=.18, lw=0)
     return line
 
-@_styled
+@in_house_style
 def plot_kl_curves(
     history: pd.DataFrame, # a row an epoch (and seed): `epoch`, the terms, perhaps `seed`
     terms=("vsd", "vcd", "vml"), # columns, in nats
@@ -127,7 +131,13 @@ def _contours(ax, points, colour): # density of one modality, where seaborn is t
         warnings.simplefilter("ignore")
         seaborn.kdeplot(x=points[:, 0], y=points[:, 1], ax=ax, levels=3, thresh=.2, color=colour, linewidths=1, alpha=.6)
 
-def _by_modality(ax, points, modality, size):
+def scatter_modalities(
+    ax,
+    points, # `(n, 2)`
+    modality, # `(n,)` 0 visible, 1 infrared
+    size, # of a marker
+):
+    "Points and contours of both modalities, with a legend."
     for some in np.array_split(np.random.default_rng(0).permutation(len(points)), 10): # in turns, so that neither lies on top
         for code in (0, 1): ax.scatter(*points[some[modality[some] == code]].T, c=MODALITY_COLOURS[code], marker=MARKERS[code], s=size, alpha=.6, lw=0)
     for code, name in enumerate(("visible", "infrared")):
@@ -144,7 +154,7 @@ def _by_identity(ax, points, modality, identity, chosen, size):
         if len(parts[0]) and len(parts[1]): ax.plot(*np.stack([np.median(p, 0) for p in parts]).T, color=colour, lw=1.2, alpha=.8)
 
 # %% ../nbs/looking/20_plots.ipynb #c016
-@_styled
+@in_house_style
 def plot_embedding(
     points, # `(N, 2)` of `embed_2d`
     modality, # `(N,)` 0 visible, 1 infrared
@@ -160,7 +170,7 @@ def plot_embedding(
     size = float(np.clip(9000/len(points), 8, 40))
     panels = 1 if identity is None else 2
     fig, axes = plt.subplots(1, panels, figsize=(5.2*panels, 5), layout="constrained", squeeze=False)
-    _by_modality(axes[0, 0], points, modality, size)
+    scatter_modalities(axes[0, 0], points, modality, size)
     axes[0, 0].set_title("by modality")
     if identity is not None:
         chosen = _chosen(np.asarray(identity), modality, min(highlight, len(COLOURS)))
@@ -189,7 +199,7 @@ def _frame(ax, right, fontsize): # three cues: colour, line, symbol
     ax.text(.97, .03, "✓" if right else "✗", transform=ax.transAxes, ha="right", va="bottom", color="white", fontsize=fontsize, fontweight="bold",
             bbox=dict(boxstyle="square,pad=.12", fc=colour, ec="none"))
 
-@_styled
+@in_house_style
 def plot_ranked_lists(
     query_images, # `(R, 3, H, W)` or `(R, H, W, 3)` uint8
     gallery_images, # `(R, K, 3, H, W)` or `(R, K, H, W, 3)` uint8, nearest first
@@ -231,7 +241,7 @@ def _grid_of_pictures(rows, columns, aspect, numbers, titles):
     return fig, axes
 
 # %% ../nbs/looking/20_plots.ipynb #c031
-@_styled
+@in_house_style
 def plot_cmc(
     scores: dict, # {name: `RetrievalScores` or array of fractions, `[k-1]` is rank-k}
     ax=None, # default: a new figure
@@ -257,7 +267,7 @@ NOT_TERMS = ("epoch", "step", "seed", "seconds")
 
 def _unit(column): return "%" if column.startswith("val_") else "" if column == "lr" else "nats" if column in ("classification", "mutual_learning", "vsd", "vcd", "vml") else ""
 
-@_styled
+@in_house_style
 def plot_history(
     history: pd.DataFrame, # a row an epoch (and seed)
     columns=None, # default: every number but epoch, step, seed and seconds
@@ -281,11 +291,6 @@ def plot_history(
     return fig
 
 # %% ../nbs/looking/20_plots.ipynb #c037
-def _spread(values): # mean, half width of the 95 % t-interval (0 for one value)
-    from scipy.stats import t
-    n = len(values)
-    return values.mean(), float(t.ppf(.975, n - 1)*values.std(ddof=1)/n**.5) if n > 1 else 0.
-
 def _rows_of(table): # {(method, feature): row}, a little space between methods
     rows, y, last = {}, 0., None
     for method, feature in sorted(table.groupby(["method", "feature"], sort=False).groups, key=lambda pair: list(table.method.unique()).index(pair[0])):
@@ -296,8 +301,8 @@ def _rows_of(table): # {(method, feature): row}, a little space between methods
 def _dots(ax, table, rows, looks):
     for (method, feature), part in table.groupby(["method", "feature"], sort=False):
         y, (colour, marker), values = rows[method, feature], looks.get(feature, ("#777777", "s")), part.value.to_numpy(float)
-        mean, half = _spread(values)
-        ax.errorbar(mean, y, xerr=half or None, color=colour, fmt=marker, ms=6, capsize=3, lw=1.5, label=feature if feature in looks else None)
+        half = half_width(values)
+        ax.errorbar(values.mean(), y, xerr=None if np.isnan(half) else half, color=colour, fmt=marker, ms=6, capsize=3, lw=1.5, label=feature if feature in looks else None)
         if len(values) > 1: ax.scatter(values, np.full(len(values), y + .35), color=colour, marker="|", s=30, lw=1.2)
 
 def _name_rows(ax, rows): # one label a method, lines between methods
@@ -306,7 +311,7 @@ def _name_rows(ax, rows): # one label a method, lines between methods
     for y in groups.min().iloc[1:]: ax.axhline(y - .75, color="#d0d0d0", lw=.8)
     ax.grid(axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0); ax.spines["left"].set_visible(False)
 
-@_styled
+@in_house_style
 def plot_results(
     results: pd.DataFrame, # tidy rows: method, seed, feature, direction, metric, value
     metric: str = "mAP", # which of them
@@ -334,7 +339,7 @@ def plot_results(
 # %% ../nbs/looking/20_plots.ipynb #c040
 SIDES = {"v": ("observation v", COLOURS["blue"], "o"), "z": ("representation z", COLOURS["vermilion"], "s"), "headline": ("headline feature", COLOURS["black"], "D")}
 
-@_styled
+@in_house_style
 def plot_differences(
     table: pd.DataFrame, # dataset, method, side, reference, metric, difference, difference_interval, p_holm, as `comparison.compare` gives
 ): # the figure
@@ -358,7 +363,7 @@ def plot_differences(
     return fig
 
 # %% ../nbs/looking/20_plots.ipynb #c043
-@_styled
+@in_house_style
 def plot_sweep(
     table: pd.DataFrame, # value (of the setting), side, mean, interval
     setting: str, # its name
@@ -381,7 +386,7 @@ def plot_sweep(
     return ax
 
 # %% ../nbs/looking/20_plots.ipynb #c046
-@_styled
+@in_house_style
 def plot_distances(
     table: pd.DataFrame, # feature, pair (`within` or `across`), same (bool), distance (middle of the bin), density
 ): # the figure
@@ -418,7 +423,7 @@ def _region(ax, grid, mask, nats, top): # coloured by its value, labelled in the
     ax.text(x[i, j], y[i, j], f"{nats + 0.:.3f}".replace("-", "−") if abs(nats) > 5e-4 else "0", ha="center", va="center", fontsize=11, zorder=3,
         color="#9c2f00" if nats < -5e-5 else "#222222", bbox=dict(fc="white", ec="none", pad=1.5) if nats < -5e-5 else None)
 
-@_styled
+@in_house_style
 def plot_information_diagram(
     regions: dict, # {subset of the names: nats} over all non-empty subsets, as `information_regions` gives
     ax=None, # default: a new figure

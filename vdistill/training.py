@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .batches import IdentitySampler, load_batch
+from .batches import IdentitySampler, given_labels, load_batch
 from .bottlenecks import CEB, MIB, VIB, EstimatedBottleneck, MutualLearning
 from .checkpoints import STATE, load_state, load_weights, save_state, save_weights
 from .core import InputError, atomic_path, generator
@@ -60,7 +60,7 @@ REGULARISERS = { # name -> (configuration, size of v, classes) to a module that 
 }
 
 # %% ../nbs/reid/16_training.ipynb #c007
-LIMITS = (("triplet z_triplet alpha beta vsd vcd vml weight_decay", 0, math.inf), ("flip warmup label_smoothing", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
+LIMITS = (("triplet z_triplet alpha beta vsd vcd vml weight_decay", 0, math.inf), ("flip warmup label_smoothing wrong_labels missing_labels", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list", dict: "a table"}
 
 def as_kind(
@@ -113,6 +113,8 @@ class TrainConfig:
     epochs: int = 40
     identities_per_batch: int = 16
     images_per_identity: int = 2
+    wrong_labels: float = 0. # share of the training images whose labels are exchanged
+    missing_labels: float = 0. # share of the training identities without a label
     flip: float = 0.
     optimizer: str = "adamw" # or `sgd`
     learning_rate: float = 1e-3
@@ -292,11 +294,13 @@ class Trainer:
             seen = records.iloc[self.dataset.indices(split)].groupby("identity").modality.nunique()
             if not (seen == 2).any(): raise InputError(f"{config.dataset}: no identity of split {split} has images in both modalities, so nothing can be searched there")
         identity, modality = (records[c].to_numpy()[self.train] for c in ("identity", "modality"))
+        identity = given_labels(identity, modality, config.wrong_labels, config.missing_labels, config.seed)
+        self.train, identity, modality = (a[identity >= 0] for a in (self.train, identity, modality))
         self.sampler = IdentitySampler(identity, modality, config.identities_per_batch, config.images_per_identity, config.seed)
-        self.label_of = {int(i): c for c, i in enumerate(self.sampler.identities)}
-        self.model = build_model(config, len(self.label_of)).to(self.device)
+        classes = len(self.sampler.identities)
+        self.model = build_model(config, classes).to(self.device)
         self.embed = Embedder(self.model, self.config, self.device)
-        self.regulariser = build_regulariser(config, self.model.shared.encoder.out_features, len(self.label_of)).to(self.device)
+        self.regulariser = build_regulariser(config, self.model.shared.encoder.out_features, classes).to(self.device)
         self.optimizer = make_optimizer(nn.ModuleList([self.model, self.regulariser]), config)
         self.epoch, self.step, self.seconds, self.history = 0, 0, 0., []
         self.best, self.best_weights = dict(epoch=-1, feature="", value=-1.), None
@@ -326,7 +330,7 @@ class Trainer:
             lr = config.learning_rate*rate(self.step/steps, config)
             for group in self.optimizer.param_groups: group["lr"] = lr
             mirror, noise = (generator(name, self.step, seed=config.seed) for name in ("flip", "noise"))
-            batch = load_batch(self.dataset, self.train[visible], self.train[infrared], self.label_of, self.epoch, config.flip, mirror, self.device)
+            batch = load_batch(self.dataset, self.train[visible], self.train[infrared], self.sampler.label[visible], self.epoch, config.flip, mirror, self.device)
             with autocast(self.device, config.precision): out = self.model(batch.visible, batch.infrared, noise)
             terms = objective(out, batch.label, config, self.regulariser)
             self.optimizer.zero_grad(set_to_none=True)
