@@ -61,6 +61,15 @@ def test_evaluate_and_show(trained):
     (folder/"a run"/"embedding.png").unlink()
     assert call(folder, "show", "a run").returncode == 0 and (folder/"a run"/"embedding.png").is_file()
 
+def test_evaluate_what_was_learned(trained, scenes):
+    folder, _ = trained
+    assert call(folder, "evaluate", "a run", "--split", "train").returncode == 0
+    train, test = (pd.read_csv(folder/"a run"/f"evaluate-synthetic-{s}.csv") for s in ("train", "test"))
+    assert set(train.split) == {"train"} and not train.value.equals(test.value)
+    for wrong in (["--split", "training"], [f"pairs:{scenes}", "--split", "train"]):
+        done = call(folder, "evaluate", "a run", *wrong)
+        assert done.returncode == 2 and done.stderr.strip().count("\n") == 0 and f"--split {wrong[-1]}" in done.stderr
+
 def test_evaluate_on_another_set_takes_all_of_it(trained, scenes):
     folder, _ = trained
     done = call(folder, "evaluate", "a run", f"pairs:{scenes}")

@@ -96,6 +96,7 @@ def evaluate(
     spec: Annotated[Optional[str], typer.Argument(help="another dataset, every identity of it; default: the test identities of the run's own")] = None,
     gallery: Annotated[Optional[int], typer.Option(help="identities in the gallery; default: the dataset's protocol, or all of another set")] = None,
     draws: Annotated[Optional[int], typer.Option(help="evaluations that are averaged")] = None,
+    split: Annotated[str, typer.Option(help="identities of the run's own dataset: test, val, or train, those that it has learned")] = "test",
     device: Device = "auto",
 ):
     "Score a trained run, on its own test identities or on another dataset."
@@ -104,8 +105,8 @@ def evaluate(
     from vdistill.report import scores_table
     from vdistill.training import load_run, write_csv
     embed, headline = load_run(run, device)
-    dataset, indices, split = open_for_evaluation(embed.config, spec)
-    protocol = dataset.protocol if split == "test" else dataclasses.replace(dataset.protocol, identities=None)
+    dataset, indices, split = open_for_evaluation(embed.config, spec, split)
+    protocol = dataset.protocol if split != "all" else dataclasses.replace(dataset.protocol, identities=None)
     protocol = dataclasses.replace(protocol, **{k: v for k, v in dict(identities=gallery, draws=draws).items() if v})
     typer.echo(f"{dataset}", err=True)
     results = pd.concat([reference_scores(dataset, indices, split, protocol, embed.config.seed), embed.score(dataset, indices, split, protocol, headline)], ignore_index=True)
@@ -117,12 +118,15 @@ def evaluate(
 def open_for_evaluation(
     config, # of the run
     spec: str | None, # another dataset, or None
+    split: str = "test", # of the run's own set: which identities
 ) -> tuple: # (dataset, indices, name of the split)
-    "The run's own set gives its test identities; any other gives all of its identities."
-    from vdistill.data import load_dataset
+    "The run's own set gives the identities of a split; any other gives all of its identities."
+    from vdistill.data import SPLITS, load_dataset
+    if split not in SPLITS: raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     if spec is None or _same(spec, config.dataset):
         dataset = load_dataset(config.dataset, seed=config.seed, **config.data)
-        return dataset, dataset.indices("test"), "test"
+        return dataset, dataset.indices(split), split
+    if split != "test": raise InputError(f"--split {split} is for the run's own dataset; {spec} gives all of its identities")
     options = dict(config.data) if spec.partition(":")[0] == config.dataset.partition(":")[0] else dict(image_size=config.data["image_size"])
     dataset = load_dataset(spec, seed=config.seed, **options)
     return dataset, dataset.indices(), "all"
