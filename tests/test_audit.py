@@ -329,7 +329,14 @@ def test_the_command_writes_a_table_and_pictures(run, tmp_path, monkeypatch, cap
     assert code == 0 and "shared identity" in said.out and {p.name for p in folder.glob("audit*")} == {"audit.csv", "audit_factors.png", "audit_sufficiency.png", "audit_consistency.png"}
     table = pd.read_csv(folder/"audit.csv", dtype=dict(commit=str))
     assert set(table.columns) == set(A.AUDIT_COLUMNS) and set(table.method) == {"full"} and {"v specific+shared", "v shared - z shared"} <= set(table.feature)
-    for args, word in (([tmp_path/"nowhere"], "nowhere"), ([folder, "pairs:nowhere"], "nowhere"), ([folder, "--people", 3], "people=3")):
+    assert {"linear", "mlp"} <= set(table.probe)
+    code, said = call(folder, "--people", 12, "--probe", "mlp")
+    one = pd.read_csv(folder/"audit.csv")
+    assert code == 0 and "probe reads (mlp)" in said.out and "linear" not in set(one.probe)
+    key = ["feature", "images", "group", "factor", "probe", "metric"]
+    both = one.merge(table, on=key)
+    assert len(both) == len(one) and np.allclose(both.value_x, both.value_y, atol=1e-6)
+    for args, word in (([tmp_path/"nowhere"], "nowhere"), ([folder, "pairs:nowhere"], "nowhere"), ([folder, "--people", 3], "people=3"), ([folder, "--probe", "svm"], "svm")):
         code, said = call(*args)
         lines = [line for line in said.err.splitlines() if line]
         assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0]

@@ -715,12 +715,13 @@ AUDIT_COLUMNS = ("dataset", "method", "seed", "split", "feature", "images", "gro
 def audit_run(
     run_dir, # folder of a finished run, or an `Audit`
     progress: bool = False, # show a bar
+    kinds=PROBES, # `linear` alone takes a third of the time
     **options, # of `open_audit`
 ) -> pd.DataFrame: # tidy rows, `AUDIT_COLUMNS`
     "What the features of a trained run know."
     started = time.perf_counter()
     ready = run_dir if isinstance(run_dir, Audit) else open_audit(run_dir, **options)
-    table = audit(ready.sample, ready.known, seed=ready.seed, progress=progress)
+    table = audit(ready.sample, ready.known, kinds, seed=ready.seed, progress=progress)
     return table.assign(**ready.columns, seconds=round(time.perf_counter() - started, 1))[list(AUDIT_COLUMNS)]
 
 # %% ../nbs/looking/21_audit.ipynb #c076
@@ -733,7 +734,7 @@ def audit_text(
     nats = pd.concat([nats[nats.factor.str.startswith("mean of")], nats[nats.group == "identity"], nats[nats.group == "modality"]])
     rest = table[table.metric.isin(("purity", "MMD2")) | ((table.metric == "accuracy") & (table.group == "modality") & (table.probe == probe))]
     features = list(nats.feature.unique())
-    lines = [f"{'nats that a ' + probe + ' probe reads':44}{'of':>6}{'null':>8}  " + "".join(f"{f:>20}" for f in features)]
+    lines = [f"{'nats that a probe reads (' + probe + ')':44}{'of':>6}{'null':>8}  " + "".join(f"{f:>20}" for f in features)]
     for (images, group, factor), part in nats.groupby(["images", "group", "factor"], sort=False):
         name = f"{images:9} {group.replace('_', ' ')}" + (f", {factor}" if factor.startswith("mean") else "")
         lines.append(f"{name:44}{part.ceiling.iloc[0]:6.2f}{part.null.mean():8.3f}  " + "".join(f"{_with_half(part[part.feature == f]):>20}" for f in features))
@@ -823,6 +824,7 @@ def plot_consistency(
     features: dict, # name -> `(n, d)`, as in `Sample`
     modality, # `(n,)`
     branch: str = "shared", # or `specific+shared`
+    probe: str = "linear", # or `mlp`
     most: int = 1500, # points drawn
     seed: int = 0,
 ): # the figure
@@ -837,8 +839,8 @@ def plot_consistency(
         scatter_modalities(ax, points, np.asarray(modality)[some], 12)
         ax.set(title=f"{method} of {name}", xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
     rows = table[(table.group == "modality") & table.feature.isin(names)]
-    for ax, (metric, probe, label) in zip(bottom.subplots(1, 4), (("accuracy", "linear", "modality told apart (%)"), ("purity", None, "neighbours of one's own (%)"), ("MMD2", None, "MMD²"), ("nats", "linear", "nats on the modality"))):
-        part = rows[(rows.metric == metric) & (rows.probe == probe if probe else True)]
+    for ax, (metric, by, label) in zip(bottom.subplots(1, 4), (("accuracy", probe, "modality told apart (%)"), ("purity", None, "neighbours of one's own (%)"), ("MMD2", None, "MMD²"), ("nats", probe, "nats on the modality"))):
+        part = rows[(rows.metric == metric) & (rows.probe == by if by else True)]
         for y, name in enumerate(names): _dot(ax, part[part.feature == name], y, FEATURE_COLOURS[name[0]], "o" if name[0] == "v" else "D", None)
         if len(part): ax.axvline(part.null.mean(), color="#222222", ls=":", lw=1.5)
         ax.set(title=label, yticks=range(len(names)), yticklabels=[n[0] for n in names], ylim=(len(names) - .4, -.6))
@@ -851,13 +853,15 @@ def write_audit(
     run_dir, # folder of a finished run
     name: str = "audit", # of the files
     progress: bool = False, # show a bar
+    kinds=PROBES, # which probes; the picture of factors shows the first
     **options, # of `open_audit`
 ) -> tuple: # (table, paths of what was written)
     "Audit a run; table and pictures into its folder."
     from vdistill.report import save_figure
+    if unknown := [k for k in kinds if k not in PROBES]: raise InputError(f"no probe {unknown[0]!r}: choose {' or '.join(PROBES)}")
     ready = open_audit(run_dir, **options)
-    table = audit_run(ready, progress)
+    table = audit_run(ready, progress, kinds)
     write_csv(Path(run_dir)/f"{name}.csv", table)
-    figures = dict(factors=plot_factors(table), consistency=plot_consistency(table, ready.sample.features, ready.sample.modality, seed=ready.seed))
+    figures = dict(factors=plot_factors(table, probe=kinds[0]), consistency=plot_consistency(table, ready.sample.features, ready.sample.modality, probe=kinds[0], seed=ready.seed))
     if ready.known: figures["sufficiency"] = plot_sufficiency(table)
     return table, [Path(run_dir)/f"{name}.csv", *(save_figure(figure, Path(run_dir)/f"{name}_{what}.png") for what, figure in figures.items())]

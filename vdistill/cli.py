@@ -155,17 +155,18 @@ def audit(
     run: Run,
     spec: Annotated[Optional[str], typer.Argument(help="another dataset, identities from all of it; default: the test identities of the run's own, of drawn people as many as asked for")] = None,
     people: Annotated[int, typer.Option(help="identities, at most")] = 300,
+    probe: Annotated[Optional[list[str]], typer.Option(help="linear or mlp, repeat for both; default: both. Linear alone is quicker")] = None,
     device: Device = "auto",
 ):
     "Measure what a finished run's features know of factors, identity and modality."
-    from vdistill.audit import audit_text, write_audit
+    from vdistill.audit import PROBES, audit_text, write_audit
     from vdistill.training import read_config
-    options, name = {}, "audit"
+    options, name = dict(kinds=tuple(probe or PROBES)), "audit"
     if spec is not None:
         dataset, indices, split = open_for_evaluation(read_config(run), spec)
-        options, name = dict(dataset=dataset, indices=indices, split=split), f"audit-{dataset.name}-{split}"
+        options, name = options | dict(dataset=dataset, indices=indices, split=split), f"audit-{dataset.name}-{split}"
     table, paths = write_audit(run, name, progress=True, people=people, device=device, **options)
-    typer.echo(audit_text(table))
+    typer.echo(audit_text(table, options["kinds"][0]))
     typer.echo("written: " + "  ".join(str(p) for p in paths))
 
 # %% ../nbs/cli/30_cli.ipynb #c015
