@@ -282,9 +282,9 @@ def test_pictures_draw_what_the_table_says(sample, monkeypatch):
     bars = [p.get_width() for p in A.plot_factors(table).axes[0].patches]
     want = table[(table.images == "visible") & (table.metric == "nats") & table.feature.isin(["v shared", "z shared"]) & table.factor.isin(["sign", "size", "kind"])].value.clip(lower=0)
     np.testing.assert_allclose(sorted(bars), sorted(want))
-    assert A.plot_sufficiency(table).axes and A.plot_consistency(table, sample.features, sample.modality).subfigs
+    assert A.plot_sufficiency(table).axes and A.plot_consistency(table, A.embed_sample(sample)).subfigs
     pd.testing.assert_frame_equal(table, before)
-    for draw in (lambda: A.plot_factors(table, "none"), lambda: A.plot_sufficiency(table[:0]), lambda: A.plot_consistency(table, sample.features, sample.modality, "none")):
+    for draw in (lambda: A.plot_factors(table, "none"), lambda: A.plot_sufficiency(table[:0]), lambda: A.embed_sample(sample, "none"), lambda: A.plot_consistency(table, A.embed_sample(sample)[:0])):
         with pytest.raises(InputError): draw()
 
 
@@ -326,10 +326,12 @@ def test_the_command_writes_a_table_and_pictures(run, tmp_path, monkeypatch, cap
         return stop.value.code or 0, capsys.readouterr()
 
     code, said = call(folder, "--people", 12)
-    assert code == 0 and "shared identity" in said.out and {p.name for p in folder.glob("audit*")} == {"audit.csv", "audit_factors.png", "audit_sufficiency.png", "audit_consistency.png"}
+    assert code == 0 and "shared identity" in said.out and {p.name for p in folder.glob("audit*")} == {"audit.csv", "audit_points.csv", "audit_factors.png", "audit_sufficiency.png", "audit_consistency.png"}
     table = pd.read_csv(folder/"audit.csv", dtype=dict(commit=str))
     assert set(table.columns) == set(A.AUDIT_COLUMNS) and set(table.method) == {"full"} and {"v specific+shared", "v shared - z shared"} <= set(table.feature)
     assert {"linear", "mlp"} <= set(table.probe)
+    points = pd.read_csv(folder/"audit_points.csv")
+    assert points.groupby(["feature", "modality"]).size().nunique() == 1 and set(points.feature) == {"v shared", "z shared"} and np.isfinite(points[["x", "y"]]).all(axis=None)
     code, said = call(folder, "--people", 12, "--probe", "mlp")
     one = pd.read_csv(folder/"audit.csv")
     assert code == 0 and "probe reads (mlp)" in said.out and "linear" not in set(one.probe)

@@ -55,6 +55,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vdistill.audit.barber_agakov': ('looking/audit.html#barber_agakov', 'vdistill/audit.py'),
                                 'vdistill.audit.class_means': ('looking/audit.html#class_means', 'vdistill/audit.py'),
                                 'vdistill.audit.draw_sample': ('looking/audit.html#draw_sample', 'vdistill/audit.py'),
+                                'vdistill.audit.embed_sample': ('looking/audit.html#embed_sample', 'vdistill/audit.py'),
                                 'vdistill.audit.estimate': ('looking/audit.html#estimate', 'vdistill/audit.py'),
                                 'vdistill.audit.factor_cells': ('looking/audit.html#factor_cells', 'vdistill/audit.py'),
                                 'vdistill.audit.fit_softmax': ('looking/audit.html#fit_softmax', 'vdistill/audit.py'),

@@ -8,8 +8,8 @@ __all__ = ['STRENGTHS', 'PROBES', 'SHRINKAGE', 'TEMPERATURES', 'VIEW', 'AUDIT_CO
            'shuffled', 'Scores', 'probe_factors', 'probe', 'barber_agakov', 'class_means', 'sufficiency',
            'modality_purity', 'Discrepancy', 'mmd', 'Sample', 'sample_rows', 'known_factors', 'intensities',
            'draw_sample', 'Cell', 'factor_cells', 'modality_cells', 'audit', 'Audit', 'open_audit', 'load_finished',
-           'audit_dataset', 'audit_run', 'audit_text', 'plot_factors', 'plot_sufficiency', 'plot_consistency',
-           'write_audit']
+           'audit_dataset', 'audit_run', 'audit_text', 'plot_factors', 'plot_sufficiency', 'embed_sample',
+           'plot_consistency', 'write_audit']
 
 # %% ../nbs/looking/21_audit.ipynb #c002
 import inspect, time
@@ -818,26 +818,36 @@ def _dot(ax, row, y, colour, marker, label):
     ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]], fmt=marker, color=colour, ms=7, capsize=3, lw=1.5, label=label)
 
 # %% ../nbs/looking/21_audit.ipynb #c079
+def embed_sample(
+    sample: Sample,
+    branch: str = "shared", # or `specific+shared`
+    most: int = 1000, # images, at most
+    seed: int = 0,
+) -> pd.DataFrame: # x, y, feature, method (UMAP, or PCA where umap-learn is missing), identity, modality
+    "Features before and after the bottleneck in two dimensions, each by itself."
+    names = [n for n in (f"v {branch}", f"z {branch}") if n in sample.features]
+    if not names: raise InputError(f"no feature of {branch!r}; there are {', '.join(sample.features)}")
+    some = np.sort(np.random.default_rng(seed).permutation(len(sample.modality))[:most])
+    tables = []
+    for name in names:
+        points, method = embed_2d(sample.features[name][some], seed=seed)
+        tables.append(pd.DataFrame(points.round(3), columns=["x", "y"]).assign(feature=name, method=method, identity=sample.identity[some], modality=sample.modality[some]))
+    return pd.concat(tables, ignore_index=True)
+
 @in_house_style
 def plot_consistency(
     table: pd.DataFrame, # of `audit` or `audit_run`
-    features: dict, # name -> `(n, d)`, as in `Sample`
-    modality, # `(n,)`
-    branch: str = "shared", # or `specific+shared`
+    points: pd.DataFrame, # of `embed_sample`
     probe: str = "linear", # or `mlp`
-    most: int = 1500, # points drawn
-    seed: int = 0,
 ): # the figure
     "Visible and infrared features before and after the bottleneck, and four numbers of how far apart they are."
-    names = [n for n in (f"v {branch}", f"z {branch}") if n in features]
-    if not names: raise InputError(f"no feature of {branch!r}; there are {', '.join(features)}")
-    some = np.random.default_rng(seed).permutation(len(modality))[:most]
+    if not len(points): raise InputError("no points to draw")
+    names = list(points.feature.unique())
     fig = plt.figure(figsize=(12, 7.2), layout="constrained")
     top, bottom = fig.subfigures(2, 1, height_ratios=(2.4, 1))
-    for ax, name in zip(top.subplots(1, 2, squeeze=False)[0], names):
-        points, method = embed_2d(features[name][some], seed=seed)
-        scatter_modalities(ax, points, np.asarray(modality)[some], 12)
-        ax.set(title=f"{method} of {name}", xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
+    for ax, (name, part) in zip(top.subplots(1, 2, squeeze=False)[0], points.groupby("feature", sort=False)):
+        scatter_modalities(ax, part[["x", "y"]].to_numpy(), part.modality.to_numpy(), 12)
+        ax.set(title=f"{part.method.iloc[0]} of {name}", xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
     rows = table[(table.group == "modality") & table.feature.isin(names)]
     for ax, (metric, by, label) in zip(bottom.subplots(1, 4), (("accuracy", probe, "modality told apart (%)"), ("purity", None, "neighbours of one's own (%)"), ("MMD2", None, "MMD²"), ("nats", probe, "nats on the modality"))):
         part = rows[(rows.metric == metric) & (rows.probe == by if by else True)]
@@ -862,6 +872,8 @@ def write_audit(
     ready = open_audit(run_dir, **options)
     table = audit_run(ready, progress, kinds)
     write_csv(Path(run_dir)/f"{name}.csv", table)
-    figures = dict(factors=plot_factors(table, probe=kinds[0]), consistency=plot_consistency(table, ready.sample.features, ready.sample.modality, probe=kinds[0], seed=ready.seed))
+    points = embed_sample(ready.sample, seed=ready.seed)
+    write_csv(Path(run_dir)/f"{name}_points.csv", points)
+    figures = dict(factors=plot_factors(table, probe=kinds[0]), consistency=plot_consistency(table, points, kinds[0]))
     if ready.known: figures["sufficiency"] = plot_sufficiency(table)
-    return table, [Path(run_dir)/f"{name}.csv", *(save_figure(figure, Path(run_dir)/f"{name}_{what}.png") for what, figure in figures.items())]
+    return table, [Path(run_dir)/f"{name}.csv", Path(run_dir)/f"{name}_points.csv", *(save_figure(figure, Path(run_dir)/f"{name}_{what}.png") for what, figure in figures.items())]
