@@ -250,3 +250,16 @@ def test_an_embedding_leaves_the_number_of_threads_alone():
         plots.embed_2d(np.random.default_rng(0).normal(size=(40, 5)))
         assert torch.get_num_threads() == 1
     finally: torch.set_num_threads(before)
+
+
+def test_sides_are_where_the_table_says():
+    table = pd.DataFrame([dict(method=m, side=s, mean=x, interval=i) for m, s, x, i in (("b", "v", 60., 2.), ("b", "z", 50., np.nan), ("a", "v", 61., 1.))])
+    before = table.copy()
+    ax = plots.plot_sides(table)
+    drawn(ax.figure)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
+    points = {c.get_label(): c.lines[0].get_xydata().tolist() for c in ax.containers}
+    assert points == {"observation v": [[60, 0], [61, 1]], "representation z": [[50, 0]]}
+    pd.testing.assert_frame_equal(table, before)
+    with pytest.raises(InputError, match="one dataset"): plots.plot_sides(pd.concat([table, table]))
+    with pytest.raises(InputError, match="interval"): plots.plot_sides(table.drop(columns="interval"))

@@ -574,6 +574,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vdistill.plots.plot_kl_curves': ('looking/plots.html#plot_kl_curves', 'vdistill/plots.py'),
                                 'vdistill.plots.plot_ranked_lists': ('looking/plots.html#plot_ranked_lists', 'vdistill/plots.py'),
                                 'vdistill.plots.plot_results': ('looking/plots.html#plot_results', 'vdistill/plots.py'),
+                                'vdistill.plots.plot_sides': ('looking/plots.html#plot_sides', 'vdistill/plots.py'),
                                 'vdistill.plots.plot_sweep': ('looking/plots.html#plot_sweep', 'vdistill/plots.py'),
                                 'vdistill.plots.scatter_modalities': ('looking/plots.html#scatter_modalities', 'vdistill/plots.py')},
             'vdistill.report': { 'vdistill.report._histogram': ('looking/report.html#_histogram', 'vdistill/report.py'),

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'MODALITY_COLOURS', 'RIGHT', 'WRONG', 'STYLE', 'TERM_LABELS', 'MARKERS', 'NOT_TERMS', 'SIDES',
            'house_style', 'in_house_style', 'plot_kl_curves', 'embed_2d', 'scatter_modalities', 'plot_embedding',
            'plot_ranked_lists', 'plot_cmc', 'plot_history', 'plot_results', 'plot_differences', 'plot_sweep',
-           'plot_distances', 'plot_information_diagram']
+           'plot_sides', 'plot_distances', 'plot_information_diagram']
 
 # %% ../nbs/looking/20_plots.ipynb #c003
 import functools, importlib.util, warnings
@@ -387,6 +387,28 @@ def plot_sweep(
 
 # %% ../nbs/looking/20_plots.ipynb #c046
 @in_house_style
+def plot_sides(
+    table: pd.DataFrame, # method, side, mean, interval of one dataset, as `comparison.compare` gives
+    metric: str = "mAP",
+    ax=None, # default: a new figure
+): # the axes
+    "Observation and representation of each method with their 95 % intervals, and a line between them."
+    missing = [c for c in ("method", "side", "mean", "interval") if c not in table]
+    if missing: raise InputError(f"a table without the columns {', '.join(missing)}")
+    if table.duplicated(["method", "side"]).any(): raise InputError("a method has several rows for one side; select one dataset")
+    methods = list(table.method.unique())
+    ax = _axes(ax, (5.6, 1 + .36*len(methods)))
+    for method, part in table.groupby("method"): ax.plot(part["mean"], [methods.index(method)]*len(part), color="#bbbbbb", lw=3, zorder=1)
+    for side, part in table.groupby("side"):
+        name, colour, marker = SIDES.get(side, (side, "#777777", "s"))
+        ax.errorbar(part["mean"], part.method.map(methods.index), xerr=part.interval.fillna(0), fmt=marker, color=colour, ms=6, capsize=2, lw=1.2, label=name)
+    ax.set(xlabel=f"{metric} (%)", yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - .4, -.6))
+    ax.grid(axis="x"); ax.grid(False, axis="y")
+    ax.legend(loc="upper center", bbox_to_anchor=(.5, -.42/(.36*len(methods))), ncols=2)
+    return ax
+
+# %% ../nbs/looking/20_plots.ipynb #c049
+@in_house_style
 def plot_distances(
     table: pd.DataFrame, # feature, pair (`within` or `across`), same (bool), distance (middle of the bin), density
 ): # the figure
@@ -406,7 +428,7 @@ def plot_distances(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c049
+# %% ../nbs/looking/20_plots.ipynb #c052
 def _circles(n): # centres of unit circles, and from there the way to the name
     if n == 2: return np.array([[-.6, 0], [.6, 0]]), np.array([[-.25, 1.15], [.25, 1.15]])
     angle = np.pi/2 + np.arange(3)*2*np.pi/3
