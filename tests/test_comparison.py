@@ -128,3 +128,9 @@ def test_a_finished_cell_is_not_taken_for_another(tmp_path):
     pd.testing.assert_frame_equal(run_cells([cell], tmp_path, data=data, **TINY), first)
     with pytest.raises(InputError, match="z_features=16.*asks for 8"): run_cells([cell], tmp_path, data=data, **TINY | dict(z_features=8))
     assert (tmp_path/cell.folder()/"results.csv").is_file()
+
+
+def test_tables_put_together_may_number_their_rows_alike():
+    table = results()
+    parts = [part.reset_index(drop=True) for _, part in table.groupby("method", sort=False)]
+    for side in ("headline", "v", "z"): assert headlines(pd.concat(parts), side).value.tolist() == headlines(table, side).value.tolist()

@@ -176,6 +176,7 @@ def headlines(
 ) -> pd.DataFrame: # one value a method, seed, direction and metric; the references are in each
     "The rows of the feature that validation chose in each run, under one feature name."
     if side not in SIDES: raise InputError(f"side {side!r}: choose one of {', '.join(SIDES)}")
+    results = results.reset_index(drop=True) # tables that were put together may number their rows alike
     chosen = results.headline.astype(bool)
     if side != "headline":
         if "validation" not in results: raise InputError(f"results without the column validation, which the choice of the best {side} needs: they are from an older version")

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'MODALITY_COLOURS', 'RIGHT', 'WRONG', 'STYLE', 'TERM_LABELS', 'MARKERS', 'NOT_TERMS', 'SIDES',
            'house_style', 'in_house_style', 'plot_kl_curves', 'embed_2d', 'scatter_modalities', 'plot_embedding',
            'plot_ranked_lists', 'plot_cmc', 'plot_history', 'plot_results', 'plot_differences', 'plot_sweep',
-           'plot_sides', 'plot_distances', 'plot_information_diagram']
+           'plot_sides', 'plot_estimate', 'plot_distances', 'plot_information_diagram']
 
 # %% ../nbs/looking/20_plots.ipynb #c003
 import functools, importlib.util, warnings
@@ -409,6 +409,27 @@ def plot_sides(
 
 # %% ../nbs/looking/20_plots.ipynb #c049
 @in_house_style
+def plot_estimate(
+    history: pd.DataFrame, # seed, step, train, validation: nats, of `estimate_mi`
+    value: float|None = None, # the estimate
+    ceiling: float = np.inf, # of the bound, nats
+    truth: float|None = None, # where it is known
+    ax=None, # default: a new figure
+): # the axes
+    "Held-out and training values of a bound over the steps, a colour a seed."
+    missing = [c for c in ("seed", "step", "train", "validation") if c not in history]
+    if missing: raise InputError(f"a history without the columns {', '.join(missing)}")
+    ax = _axes(ax, (6, 3.4))
+    for seed, part in history.groupby("seed"):
+        line, = ax.plot(part.step, part.validation, label=f"seed {seed}, held out")
+        ax.plot(part.step, part.train, color=line.get_color(), ls=":", lw=1.2)
+    for at, name, style in ((value, "estimate", "-"), (truth, "truth", "-."), (ceiling, "ceiling", "--")):
+        if at is not None and np.isfinite(at): ax.axhline(at, color="#444444", lw=1.2, ls=style, label=f"{name} {at:.2f}")
+    ax.set(xlabel="step", ylabel="nats"); ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    return ax
+
+# %% ../nbs/looking/20_plots.ipynb #c052
+@in_house_style
 def plot_distances(
     table: pd.DataFrame, # feature, pair (`within` or `across`), same (bool), distance (middle of the bin), density
 ): # the figure
@@ -428,7 +449,7 @@ def plot_distances(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c052
+# %% ../nbs/looking/20_plots.ipynb #c055
 def _circles(n): # centres of unit circles, and from there the way to the name
     if n == 2: return np.array([[-.6, 0], [.6, 0]]), np.array([[-.25, 1.15], [.25, 1.15]])
     angle = np.pi/2 + np.arange(3)*2*np.pi/3
