@@ -1,0 +1,136 @@
+"Distillation losses against slow versions; banks by brute force; gradients go to the student and never to the teacher."
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+
+from vdistill import knowledge_distillation as K
+from vdistill.bounds import cpc, ml_cpc
+from vdistill.core import InputError, generator
+
+fuzz = settings(derandomize=True, deadline=None, max_examples=40)
+CLASSES = torch.arange(40) % 5
+
+
+def noise(*shape, key=0): return torch.randn(*shape, generator=generator("kd", key))
+
+def batch(b=8, key=0): # student and teacher, labels, index
+    index = torch.randperm(40, generator=generator("index", key))[:b]
+    return K.Outputs(noise(b, 6, key=key), noise(b, 5, key=key + 1)), K.Outputs(noise(b, 9, key=key + 2), noise(b, 5, key=key + 3)), CLASSES[index], index
+
+def make(name):
+    torch.manual_seed(0)
+    return dict(KD=K.KD, VSD=K.VSD, FitNet=lambda: K.FitNet(6, 9), VID=lambda: K.VID(6, 9), VID_deep=lambda: K.VID(6, 9, hidden=7), CRD=lambda: K.CRD(6, 9, CLASSES, negatives=12, embedding=4),
+                CPC=lambda: K.CRD(6, 9, CLASSES, "cpc", negatives=12, embedding=4), ML_CRD=lambda: K.CRD(6, 9, CLASSES, "ml_cpc", .5, negatives=12, embedding=4), InBatch=lambda: K.InBatch(6, 9, embedding=4))[name]()
+
+METHODS = ("KD", "VSD", "FitNet", "VID", "VID_deep", "CRD", "CPC", "ML_CRD", "InBatch")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_calling_form_and_where_gradients_go(name):
+    loss, (student, teacher, labels, index) = make(name), batch()
+    student, teacher = (K.Outputs(*(x.clone().requires_grad_() for x in o)) for o in (student, teacher))
+    value = loss(student, teacher, labels, index)
+    assert value.shape == () and value.isfinite()
+    value.backward()
+    assert teacher.features.grad is None and teacher.logits.grad is None
+    read = student.logits if name in ("KD", "VSD") else student.features
+    assert read.grad is not None and read.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())   # VID's variance among them
+    assert torch.isfinite(loss(student, teacher, labels, index))                            # and again, after the banks have moved
+
+
+@fuzz
+@given(st.integers(1, 6), st.integers(2, 5), st.floats(.5, 20), st.integers(0, 99))
+def test_kd_is_its_definition(b, c, temperature, key):
+    s, t = (3*noise(b, c, key=key + i).double() for i in (0, 1))
+    p, q = (np.exp(x/temperature)/np.exp(x/temperature).sum(1, keepdims=True) for x in (t.numpy(), s.numpy()))
+    assert K.kd_loss(s, t, temperature).item() == pytest.approx(temperature**2*(p*np.log(p/q)).sum(1).mean(), rel=1e-6, abs=1e-9)
+
+
+def test_vid_is_a_gaussian_log_likelihood():
+    loss, (student, teacher, *_) = make("VID"), batch()
+    with torch.no_grad(): loss.raw.copy_(noise(9, key=7))
+    normal = torch.distributions.Normal(loss.mean(student.features), loss.variance().sqrt())
+    torch.testing.assert_close(loss(student, teacher), -normal.log_prob(teacher.features).sum(1).mean())
+    torch.testing.assert_close(make("VID").variance(), torch.ones(9), rtol=1e-3, atol=1e-3)
+
+
+@fuzz
+@given(st.integers(0, 50), st.integers(1, 30))
+def test_negatives_are_of_other_classes(key, k):
+    classes = torch.randint(0, 4, (25,), generator=generator("classes", key))
+    classes[:4] = torch.arange(4)
+    bank, labels = K.MemoryBank(classes, 3), torch.arange(4)
+    drawn = bank.negatives(labels, k, generator("draw", key))
+    assert drawn.shape == (4, k) and (classes[drawn] != labels[:, None]).all() and drawn.min() >= 0 and drawn.max() < 25
+
+
+def test_a_class_without_images_is_drawn_from_like_any():
+    bank = K.MemoryBank(torch.tensor([0, 0, 3, 3]), 2)                                      # classes 1 and 2 have none
+    assert set(bank.negatives(torch.tensor([3]), 200, generator("a"))[0].tolist()) == {0, 1} and set(bank.negatives(torch.tensor([0]), 200, generator("a"))[0].tolist()) == {2, 3}
+
+
+def test_nce_is_two_binary_cross_entropies():
+    f, g, noise_weight = noise(5), noise(5, 7, key=1), .3
+    p, q = f.double().exp(), g.double().exp()
+    expected = -(p/(p + noise_weight)).log().mean() - (noise_weight/(q + noise_weight)).log().sum(1).mean()
+    torch.testing.assert_close(K.nce_loss(f, g, noise_weight).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", ["nce", "cpc", "ml_cpc"])
+def test_crd_is_written_out(bound):
+    "Both directions by hand: features chosen out of the banks, one image at a time."
+    torch.manual_seed(0)
+    loss, (student, teacher, labels, index) = K.CRD(6, 9, CLASSES, bound, negatives=12, embedding=4), batch()
+    s, t = F.normalize(loss.student(student.features), dim=1), F.normalize(loss.teacher(teacher.features), dim=1)
+    banks = [loss.teacher_bank.memory.clone(), loss.student_bank.memory.clone()]
+    again = generator("negatives", seed=0)
+    chosen = loss.teacher_bank.negatives(labels, 12, again)
+    total = 0.
+    for x, bank in zip((s, t), banks):
+        f, g = (x*bank[index]).sum(1)/.07, (x[:, None]*bank[chosen]).sum(2)/.07
+        if bound == "nce":
+            z = torch.cat([f[:, None], g], 1).detach().exp().mean()*40
+            p, q = f.exp()/z, g.exp()/z
+            total = total - (p/(p + 12/40)).log().mean() - (12/40/(q + 12/40)).log().sum(1).mean()
+        else: total = total - dict(cpc=cpc, ml_cpc=ml_cpc)[bound](f, g)
+    torch.testing.assert_close(loss(student, teacher, labels, index), total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss.teacher_bank.memory[index], F.normalize(.5*banks[0][index] + .5*t, dim=1))
+    rest = torch.ones(40, dtype=bool); rest[index] = False
+    assert torch.equal(loss.student_bank.memory[rest], banks[1][rest])
+
+
+def test_z_is_taken_from_the_first_batch_only():
+    loss = make("CRD")
+    loss(*batch())
+    first = loss.log_z.clone()
+    loss(*batch(key=5))
+    assert first.isfinite().all() and torch.equal(loss.log_z, first)
+
+
+def test_in_batch_is_minus_a_bound():
+    loss, (student, teacher, *_) = make("InBatch"), batch()
+    s, t = F.normalize(loss.student(student.features), dim=1), F.normalize(loss.teacher(teacher.features), dim=1)
+    torch.testing.assert_close(loss(student, teacher), -ml_cpc(s @ t.T/.07))
+    assert loss(student, teacher) >= -math.log(8)
+
+
+def test_a_student_learns_and_repeats():
+    x, y = noise(200, 4), (noise(200, 4).sum(1) > 0).long()
+    def student():
+        torch.manual_seed(3)
+        return K.fit(K.Net(4, 8, 2), x, y, epochs=20, learning_rate=.02, seed=1)
+    a, b, seen = student(), student(), []
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert (a(x).logits.argmax(1) == y).float().mean() > .9
+    K.fit(K.Net(4, 8, 2), x, y, epochs=3, each=lambda epoch, network: seen.append(epoch))
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("case", [lambda: K.CRD(4, 4, CLASSES, "infonce"), lambda: K.CRD(4, 4, torch.zeros(5, dtype=torch.long)), lambda: K.InBatch(4, 4, "nwj"), lambda: K.fit(K.Net(2, 4, 2), noise(9, 2), CLASSES[:9], loss=K.KD())])
+def test_errors_for_people(case):
+    with pytest.raises(InputError): case()
