@@ -127,6 +127,7 @@ def test_a_finished_cell_is_not_taken_for_another(tmp_path):
     first = run_cells([cell], tmp_path, data=data, **TINY)
     pd.testing.assert_frame_equal(run_cells([cell], tmp_path, data=data, **TINY), first)
     with pytest.raises(InputError, match="z_features=16.*asks for 8"): run_cells([cell], tmp_path, data=data, **TINY | dict(z_features=8))
+    with pytest.raises(InputError, match="identities"): run_cells([cell], tmp_path, **TINY)
     assert (tmp_path/cell.folder()/"results.csv").is_file()
 
 

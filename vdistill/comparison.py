@@ -128,7 +128,7 @@ def run_cell(
 
 def _same_run(run_dir, config): # a finished run is only taken for a cell that asks for the same
     there, asked = (dataclasses.asdict(c) for c in (read_config(run_dir), config))
-    there["data"] = {k: v for k, v in there["data"].items() if k in asked["data"]} # the image size is written down although nobody asked for it
+    there["data"] = {k: v for k, v in there["data"].items() if k in asked["data"] or k != "image_size"} # the size is written down although nobody asked for it
     for name, value in asked.items():
         if name != "dataset" and yaml.safe_dump(there[name]) != yaml.safe_dump(value): raise InputError(f"{run_dir} holds a run with {name}={there[name]}, this grid asks for {value}: choose another folder (--out)")
 
