@@ -218,12 +218,18 @@ def test_the_ratio_comes_back_from_every_critic():
     r = r - math.log(r[~torch.eye(300, dtype=bool)].exp().mean())     # E_q[r] = 1 in this sample
     f, g = B.positives_and_negatives(r)
     e = .01
-    scale = math.log(e*f.exp().mean() + 1 - e)                        # in a sample εE_p + (1-ε)E_q need not be 1
     for name, scores, options in (("nwj", r + 1, {}), ("js", r, {}), ("dv", r - 7, {}), ("smile", r, {})):
         back, others = B.log_density_ratio(scores, bound=name, **options)
         torch.testing.assert_close(back, f); torch.testing.assert_close(others, g)
-    back, _ = B.log_density_ratio(B.ml_cpc_critic(r, e) + 3, epsilon=e)
-    assert (back - f).abs().max() < .3 and scale < 1
+    best = B.optimal_critic(r, epsilon=e)
+    own, other = B.positives_and_negatives(best)
+    best = best - (e*own.exp().mean() + (1 - e)*other.exp().mean()).log()  # so that the mixture's mean is 1 in this sample too
+    back, others = B.log_density_ratio(best + 3, epsilon=e)
+    again = (1 - e)*best.exp()/(1 - e*best.exp())
+    torch.testing.assert_close(back.exp(), again.diagonal()); torch.testing.assert_close(others, B.positives_and_negatives(again.log())[1])
+    assert (back - f).abs().max() < .3
+    for name in ("cpc", "dv", "js", "smile", "mine"): assert torch.equal(B.optimal_critic(r, name), r)
+    assert torch.equal(B.optimal_critic(r, "nwj"), r + 1)
     rows = B.log_density_ratio(r + noise(300, 1, key=2), bound="cpc")[0]
     torch.testing.assert_close(rows, f - B._log_mean(g))
     for bad in (dict(bound="nothing"), dict(bound="ml_cpc"), dict(bound="ml_cpc", epsilon=1.)):
@@ -236,21 +242,44 @@ def test_skew_divergence_on_a_table():
     for e in (.5, .1, 1e-6):
         exact = (joint*(joint/(e*joint + (1 - e)*q)).log()).sum()
         log_ratio = (joint/q).log().flatten()
-        ours = (joint.flatten()*B.ml_cpc_critic(log_ratio, e)).sum()
+        ours = (joint.flatten()*B.optimal_critic(log_ratio, epsilon=e)).sum()
         torch.testing.assert_close(ours, exact)
         samples = log_ratio.repeat_interleave((1000*joint.flatten()).long())
         torch.testing.assert_close(B.skew_kl(samples, e), exact, rtol=1e-2, atol=1e-2)
+        few = samples[torch.randint(len(samples), (200, 50), generator=generator("few"))]
+        plain, helped = B.skew_kl(few, e), B.skew_kl(few, e, (joint.flatten()*log_ratio).sum().item())
+        assert helped.var() < .5*plain.var() and abs(helped.mean() - exact) < .03
 
 
 def test_what_is_proven_and_what_is_not():
     assert B.standing("ml_cpc", "per row") == "proven" and B.standing("ml_cpc", "batch") == B.standing("ml_cpc", "fresh") == "only checked"
     assert B.standing("ml_cpc", "per row", n=4, m=4, alpha=.3) == "not a bound" and B.standing("ml_cpc", "per row", n=4, m=4, alpha=.31) == "proven"
-    assert B.standing("cpc", "batch", alpha=.9) == "not a bound" and B.standing("cpc", "batch", alpha=2.) == "proven" and B.standing("ml_cpc", "batch", n=1, m=5) == "proven"
-    assert {B.standing(b, s) for b in ("cpc", "nwj", "ml_cpc") for s in ("stale", "other classes")} == {"not a bound"} == {B.standing(b, "per row") for b in ("dv", "smile")}
-    for bad in (("infonce", "batch"), ("cpc", "queue")):
+    assert B.standing("cpc", "batch", alpha=.9) == "not a bound" and B.standing("cpc", "batch", alpha=2.) == "proven" and B.standing("ml_cpc", "batch", n=1, m=5) == "proven" and B.standing("ml_cpc", "batch", n=1, alpha=.5) == "not a bound"
+    assert {B.standing(b, s) for b in ("cpc", "nwj", "ml_cpc") for s in ("queue", "bank", "other classes")} == {"not a bound"} == {B.standing(b, "per row") for b in ("dv", "smile")}
+    for bad in (("infonce", "batch"), ("cpc", "stale")):
         with pytest.raises(InputError): B.standing(*bad)
 
 
 def test_a_large_experiment_is_refused():
     with pytest.raises(InputError, match="too many"): B.outcomes(torch.full((4, 4), 1/16), 6, 6)
     with pytest.raises(InputError, match="not 2"): B.outcomes(torch.full((2, 2), .25), 3, 2)
+    with pytest.raises(InputError, match="bank"): B.outcomes(torch.full((2, 2), .25), 3, 3, "bank")
+
+
+def test_numbers_of_other_kinds():
+    x = noise(4, 4)
+    for alpha in (np.float32(.5), torch.tensor(.5), 1): assert B.ml_cpc(x, alpha=alpha) == B.ml_cpc(x, alpha=float(alpha))
+    torch.testing.assert_close(B.ml_cpc(x, alpha=torch.tensor([.5, 1.])), B.ml_cpc(x, alpha=(.5, 1.)))
+    for epsilon in (0., 1.):
+        with pytest.raises(InputError, match="epsilon"): B.skew_kl(x[0], epsilon)
+    assert B.ceiling(8, 0) == math.inf
+
+
+def test_a_queue_asks_for_no_gradient_and_autocast_changes_nothing():
+    a, b, queue = noise(6, 3, dtype=torch.float32).requires_grad_(), noise(6, 3, key=1, dtype=torch.float32), noise(9, 3, key=2, dtype=torch.float32)
+    value = B.ml_cpc_embedded(a, b, queue, tile=4)
+    value.backward()
+    assert a.grad.isfinite().all() and queue.grad is None
+    with torch.autocast("cpu", torch.bfloat16): torch.testing.assert_close(B.ml_cpc_embedded(a, b, queue, tile=4), value, rtol=1e-6, atol=1e-6)
+    for bad in (dict(negatives=queue[:0]), dict(negatives=queue, tile=0)):
+        with pytest.raises(InputError, match="at least"): B.ml_cpc_embedded(a, b, **bad)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NEGATIVES', 'LINEAR', 'CONTRASTIVE', 'TOO_LARGE', 'positives_and_negatives', 'alpha_floor', 'ceiling', 'BoundWarning',
            'cpc', 'ml_cpc', 'outcomes', 'draw_scores', 'largest_violation', 'tuba', 'nwj', 'interpolated', 'dv', 'MINE',
-           'js_loss', 'js', 'smile', 'ba', 'club', 'leave_one_out', 'skew_kl', 'ml_cpc_critic', 'log_density_ratio',
+           'js_loss', 'js', 'smile', 'ba', 'club', 'leave_one_out', 'optimal_critic', 'skew_kl', 'log_density_ratio',
            'standing', 'ml_cpc_embedded', 'ml_cpc_pooled']
 
 # %% ../nbs/information/04_bounds.ipynb #c002
 import itertools, math, warnings
+from numbers import Real
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -46,18 +47,19 @@ def ceiling(
     alpha: float = 1., # weight of the positives
 ) -> float: # nats
     "log(m/α): no scores give α-CPC or α-ML-CPC a larger value."
-    return math.log(m / alpha)
+    return math.log(m / alpha) if alpha else math.inf
 
 # %% ../nbs/information/04_bounds.ipynb #c011
 class BoundWarning(UserWarning): "A value may exceed the mutual information."
 
 def _weights(alpha, n, m, floor, like, level=3): # log α, log β: two numbers; of a grid two tensors with a dimension in front of those of `like`
-    grid = [alpha] if isinstance(alpha, (int, float)) else list(alpha)
+    single = isinstance(alpha, Real) or (torch.is_tensor(alpha) and not alpha.ndim)
+    grid = [float(a) for a in ([alpha] if single else alpha)]
     if not grid or any(not 0 <= a < m for a in grid): raise InputError(f"alpha={alpha}: must be at least 0 and below m={m}, the number of candidates")
     if min(grid) < floor*(1 - 1e-9):
         warnings.warn(f"alpha={min(grid):g} is below {floor:.4g}, down to which this is a lower bound with n={n} positives and m={m} candidates: the value may exceed the mutual information", BoundWarning, stacklevel=level)
     logs = [math.log(a) if a else -math.inf for a in grid], [math.log((m - a)/(m - 1)) for a in grid]
-    if isinstance(alpha, (int, float)): return logs[0][0], logs[1][0]
+    if single: return logs[0][0], logs[1][0]
     return (torch.tensor(x, dtype=like.dtype, device=like.device).reshape(-1, *[1]*like.ndim) for x in logs)
 
 def cpc(
@@ -95,7 +97,9 @@ def outcomes(
     negatives: str = "batch", # `batch`: the other rows' y (m = n); `fresh`: m - 1 new y, the same for all rows; `per row`: new ones for each
 ) -> tuple: # x `(T, n)`, y `(T, n)`, negatives `(T, n, m - 1)`, probability `(T,)`
     "Every draw of a batch from a discrete distribution."
-    extra = dict(batch=0, fresh=m - 1)[negatives] if negatives != "per row" else n*(m - 1)
+    schemes = {"batch": 0, "fresh": m - 1, "per row": n*(m - 1)}
+    if negatives not in schemes: raise InputError(f"negatives={negatives!r}: can enumerate {', '.join(schemes)}")
+    extra = schemes[negatives]
     if negatives == "batch" and m != n: raise InputError(f"in a batch of n={n} each positive has m={n} candidates, not {m}")
     if (joint.numel()**n)*joint.shape[1]**extra > 3_000_000: raise InputError(f"n={n}, m={m} on a table of {tuple(joint.shape)} has too many outcomes to enumerate; take fewer")
     draws = torch.cartesian_prod(*[torch.arange(joint.numel())]*n, *[torch.arange(joint.shape[1])]*extra).reshape(-1, n + extra)
@@ -234,49 +238,58 @@ def leave_one_out(
     own, other = positives_and_negatives(log_likelihood.mT)
     return (own - _log_mean(other)).mean(-1)
 
-# %% ../nbs/information/04_bounds.ipynb #c038
+# %% ../nbs/information/04_bounds.ipynb #c039
+def optimal_critic(
+    log_ratio: Tensor, # log r
+    bound: str = "ml_cpc", # or cpc, dv, nwj, js, smile
+    epsilon: float = 0., # α/m, of ml_cpc
+) -> Tensor: # scores
+    "The scores that make a bound largest as n grows: log r, for NWJ one more, for α-ML-CPC log r/(ε r + 1 - ε)."
+    if bound in ("cpc", "dv", "mine", "js", "smile"): return log_ratio
+    if bound == "nwj": return log_ratio + 1
+    if bound != "ml_cpc" or not 0 < epsilon < 1: raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, or ml_cpc with epsilon = α/m between 0 and 1")
+    return log_ratio - torch.logaddexp(math.log(epsilon) + log_ratio, torch.full_like(log_ratio, math.log1p(-epsilon)))
+
 def skew_kl(
     log_ratio: Tensor, # `(…, n)` log r of pairs drawn from p
     epsilon: float, # α/m
+    mutual_information: float|None = None, # E_p log r where it is known: a control variate, which takes noise away
 ) -> Tensor: # nats
     "K_ε = KL[p ‖ ε p + (1 - ε) q] from samples: the largest value of α-ML-CPC as n grows."
-    return ml_cpc_critic(log_ratio, epsilon).mean(-1)
-
-def ml_cpc_critic(
-    log_ratio: Tensor, # log r
-    epsilon: float, # α/m
-) -> Tensor: # scores, log g
-    "The best critic of α-ML-CPC as n grows, r/(ε r + 1 - ε)."
-    return log_ratio - torch.logaddexp(math.log(epsilon) + log_ratio, torch.full_like(log_ratio, math.log1p(-epsilon)))
+    best = optimal_critic(log_ratio, epsilon=epsilon)
+    if mutual_information is None: return best.mean(-1)
+    off = log_ratio - log_ratio.mean(-1, keepdim=True)
+    return best.mean(-1) - (best*off).mean(-1)/(off**2).mean(-1)*(log_ratio.mean(-1) - mutual_information)
 
 def log_density_ratio(
     scores: Tensor, # `(n, n)` of a trained critic, positives on the diagonal; or `(n,)` positives
     negatives: Tensor|None = None, # `(n, m - 1)`, with the second form
     *,
-    bound: str = "ml_cpc", # that the critic was trained with
+    bound: str = "ml_cpc", # that the critic was trained with; cpc at α = 1 only
     epsilon: float = 0., # α/m, of ml_cpc
-) -> tuple: # log r of the positives `(n,)` and of the negatives `(n, m - 1)`
+) -> tuple: # log r of the positives `(n,)` and of the negatives `(n, m - 1)`; inf where an ml_cpc critic is at its limit
     "What a critic says about log p(x,y)/p(x)p(y), with the normalisation that its bound leaves open taken from the sample."
     f, g = positives_and_negatives(scores, negatives)
-    if bound in ("js", "smile"): return f, g
+    if bound in ("js", "smile"): return f, g # the classifier's logit
     if bound == "nwj": return f - 1, g - 1
     if bound == "cpc": return f - _log_mean(g), g - _log_mean(g)[..., None] # up to a function of x: E_q[r|x] = 1
-    if bound == "dv": return f - _log_mean(g.flatten(-2)), g - _log_mean(g.flatten(-2))
-    if bound != "ml_cpc" or not 0 < epsilon < 1: raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, nwj, js, smile, or ml_cpc with epsilon = α/m between 0 and 1")
+    if bound in ("dv", "mine"): return f - _log_mean(g.flatten(-2)), g - _log_mean(g.flatten(-2))
+    if bound != "ml_cpc" or not 0 < epsilon < 1: raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, or ml_cpc with epsilon = α/m between 0 and 1")
     scale = torch.logaddexp(math.log(epsilon) + _log_mean(f), math.log1p(-epsilon) + _log_mean(g.flatten(-2)))
     return tuple(math.log1p(-epsilon) + x - torch.log1p(-(epsilon*x.exp()).clamp(max=1)) for x in (f - scale, g - scale))
 
-# %% ../nbs/information/04_bounds.ipynb #c046
+# %% ../nbs/information/04_bounds.ipynb #c047
 NEGATIVES = {
     "batch": "the other rows' y",
     "fresh": "m - 1 new y for all rows: another batch, or a queue of inputs that are scored again",
     "per row": "m - 1 new y for each row",
-    "stale": "features that earlier critics computed: a queue of features, a memory bank",
+    "queue": "features of earlier batches, as the critics of that time computed them (MoCo)",
+    "bank": "a running average of every image's features (CRD)",
     "other classes": "y of other classes only",
 }
 
 def standing(
-    bound: str, # a name of this chapter: cpc, ml_cpc, tuba, nwj, interpolated, js, dv, smile
+    bound: str, # a name of this chapter: cpc, ml_cpc, tuba, nwj, interpolated, js, dv, mine, smile
     negatives: str, # a name in NEGATIVES
     n: int|None = None, # positives; None: as many as the floor of α needs
     m: int|None = None, # candidates of each
@@ -285,14 +298,15 @@ def standing(
     "Is this a lower bound of mutual information, in expectation?"
     if bound not in LINEAR + CONTRASTIVE + TOO_LARGE: raise InputError(f"no bound {bound!r}: choose one of {', '.join(LINEAR + CONTRASTIVE + TOO_LARGE)}")
     if negatives not in NEGATIVES: raise InputError(f"no negatives {negatives!r}: choose one of {', '.join(NEGATIVES)}")
-    if negatives in ("stale", "other classes") or bound in TOO_LARGE: return "not a bound"
+    if negatives in ("queue", "bank", "other classes") or bound in TOO_LARGE: return "not a bound"
+    if n == 1 and bound == "ml_cpc": bound = "cpc" # the same number
     if bound == "cpc" and alpha < 1: return "not a bound"
     if bound == "ml_cpc" and n is not None and m is not None and alpha < alpha_floor(n, m)*(1 - 1e-9): return "not a bound"
-    return "only checked" if bound == "ml_cpc" and negatives != "per row" and not n == 1 else "proven"
+    return "only checked" if bound == "ml_cpc" and negatives != "per row" else "proven"
 
-LINEAR, CONTRASTIVE, TOO_LARGE = ("tuba", "nwj", "interpolated", "js"), ("cpc", "ml_cpc"), ("dv", "smile")
+LINEAR, CONTRASTIVE, TOO_LARGE = ("tuba", "nwj", "interpolated", "js"), ("cpc", "ml_cpc"), ("dv", "mine", "smile")
 
-# %% ../nbs/information/04_bounds.ipynb #c049
+# %% ../nbs/information/04_bounds.ipynb #c050
 class _TiledLogSumExp(torch.autograd.Function):
     "log Σ_k exp(a_i · b_k) for each i, a tile of b at a time; the tiles are computed again for the gradient."
     @staticmethod
@@ -306,11 +320,12 @@ class _TiledLogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         a, b, out = ctx.saved_tensors
-        to_a, to_b = torch.zeros_like(a), torch.empty_like(b)
-        for k in range(0, len(b), ctx.tile):
-            w = (_tile(a, b, k, ctx.tile, ctx.skip_diagonal) - out[:, None]).exp_()*gradient[:, None]
-            to_a += w @ b[k:k + ctx.tile]
-            to_b[k:k + ctx.tile] = w.T @ a
+        to_a, to_b = (torch.zeros_like(x) if asked else None for x, asked in zip((a, b), ctx.needs_input_grad))
+        with torch.autocast(a.device.type, enabled=False):
+            for k in range(0, len(b), ctx.tile):
+                w = (_tile(a, b, k, ctx.tile, ctx.skip_diagonal) - out[:, None]).exp_()*gradient[:, None]
+                if to_a is not None: to_a += w @ b[k:k + ctx.tile]
+                if to_b is not None: to_b[k:k + ctx.tile] = w.T @ a # a queue asks for none
         return to_a, to_b, None, None
 
 def _tile(a, b, k, tile, skip_diagonal):
@@ -328,12 +343,15 @@ def ml_cpc_embedded(
 ) -> Tensor: # nats
     "`ml_cpc` of the scores a · b without ever holding them: memory grows with n + m."
     if a.shape != b.shape or a.ndim != 2 or (negatives is not None and negatives.shape[1:] != a.shape[1:]): raise InputError(f"a {tuple(a.shape)}, b {tuple(b.shape)}, negatives {None if negatives is None else tuple(negatives.shape)}; needed: (n, d), (n, d), (m - 1, d)")
-    a, b, f = _precise(a), _precise(b), (_precise(a)*_precise(b)).sum(1)
-    s_minus = _TiledLogSumExp.apply(a, b if negatives is None else _precise(negatives), tile, negatives is None).logsumexp(0)
     n, m = len(a), len(a) if negatives is None else len(negatives) + 1
-    return _ml_cpc(f.mean(), f.logsumexp(0), s_minus, n, m, alpha)
+    if m < 2 or tile < 1: raise InputError(f"m={m}, tile={tile}: needed are at least one negative and a tile of at least 1")
+    with torch.autocast(a.device.type, enabled=False): # sums of exponentials are float32's business
+        a, b = _precise(a), _precise(b)
+        s_minus = _TiledLogSumExp.apply(a, b if negatives is None else _precise(negatives), tile, negatives is None).logsumexp(0)
+        f = (a*b).sum(1)
+        return _ml_cpc(f.mean(), f.logsumexp(0), s_minus, n, m, alpha)
 
-# %% ../nbs/information/04_bounds.ipynb #c054
+# %% ../nbs/information/04_bounds.ipynb #c056
 def ml_cpc_pooled(
     scores: Tensor, # `(n, n)` or `(n,)`, of this process
     negatives: Tensor|None = None, # `(n, m - 1)`, with the second form
