@@ -125,15 +125,63 @@ def test_doubts_are_raised_and_warned_of():
     x, y = E.correlated_gaussian(8., 4).sample(2000)
     with pytest.warns(E.EstimateWarning, match="ceiling 2.08"): at_ceiling = E.estimate_mi(x, y, bound="cpc", **QUICK | dict(batch=8, steps=400))
     assert at_ceiling.value < at_ceiling.ceiling and "careful" in str(at_ceiling)
-    with pytest.warns(E.EstimateWarning, match="by heart"): E.estimate_mi(*E.correlated_gaussian(.5, 8).sample(200), **QUICK | dict(critic="joint", steps=400, hidden=128, patience=99))
-    with pytest.warns(E.EstimateWarning, match="its 50 steps were over"): E.estimate_mi(x, y, **QUICK | dict(steps=50, check=25))
+    with pytest.warns(E.EstimateWarning, match="1 of 1 trainings stopped"): E.estimate_mi(x, y, **QUICK | dict(steps=20, check=25))
+    with pytest.warns(E.EstimateWarning, match="near the ceiling 4.85.*nats short"): E.estimate_mi(*E.correlated_gaussian(6., 4).sample(8000), bound="cpc", critic="bilinear", batch=128, steps=1500, learning_rate=1e-2, seeds=(0,))
+    with pytest.warns(E.EstimateWarning, match="too rare"): E.estimate_mi(*E.correlated_gaussian(8., 4).sample(4000), bound="nwj", critic="bilinear", batch=32, steps=1000, learning_rate=1e-2, seeds=(0,))
     with pytest.warns(E.EstimateWarning, match="above the truth"): E.estimate_mi(x, y, bound="cpc", alpha=.1, **QUICK)
+
+
+def fake(**changes): # an estimate as `doubts` sees it
+    table = pd.DataFrame([dict(seed=s, value=changes.get("value", 1.), noise=.1, steps=100, gap=changes.pop("gap", 0.), stopped=changes.pop("stopped", "plateau")) for s in (0, 1)])
+    return E.MIEstimate(**dict(value=1., spread=0., noise=.1, ceiling=9., bound="ml_cpc", critic="joint", alpha=1., batch=128, pairs=(9, 9, 9), seeds=table, history=None, remarks=[]) | changes)
+
+
+@pytest.mark.parametrize("changes, word", [(dict(), None), (dict(gap=3.), "by heart"), (dict(stopped="steps"), "1 of 2 trainings stopped"), (dict(stopped="diverged"), "infinite"), (dict(value=-.3), "below zero"), (dict(value=8.5), "near the ceiling"),
+    (dict(noise=2.), "scatters"), (dict(bound="nwj", ceiling=math.inf, value=6.), "too rare"), (dict(bound="nwj", ceiling=math.inf, value=2.), None), (dict(bound="smile", ceiling=math.inf), "above the truth"), (dict(alpha=.001), "above the truth")])
+def test_each_doubt_has_its_reason(changes, word):
+    said = E.doubts(fake(**changes))
+    assert (not said) if word is None else (len(said) == 1 and word in said[0])
+
+
+def test_a_slow_climb_is_no_plateau(monkeypatch):
+    "Gains below the noise add up: what counts is the gain since the last that counted. A standstill ends it."
+    looks = []
+    def scripted(network, x, y, aim, batch):
+        looks.append(1)
+        mean = .01*min(len(looks), 40)
+        return mean + .06*torch.tensor([-1., 1.]*4)                                     # eight batches, two passes: an error of about .03
+    monkeypatch.setattr(E, "held_out", scripted)
+    x, y = E.correlated_gaussian(1., 2).sample(300)
+    estimate = E.estimate_mi(x, y, **QUICK | dict(steps=400, check=2, patience=5))
+    assert estimate.seeds.stopped[0] == "plateau" and 40 < len(estimate.history) < 60 and estimate.seeds.steps[0] >= 80
+
+
+def test_batches_hold_no_row_twice():
+    stream = E._batches(torch.arange(10), 4, generator("b"))
+    passes = [torch.cat([next(stream), next(stream)]).tolist() for _ in range(50)]
+    assert all(len(set(p)) == 8 for p in passes) and len({tuple(p) for p in passes}) == 50 and set(sum(passes, [])) == set(range(10))
+
+
+def test_one_held_out_batch_has_no_noise():
+    estimate = E.estimate_mi(*E.correlated_gaussian(1., 2).sample(160), **QUICK)
+    assert math.isnan(estimate.noise) and not any("scatters" in r for r in estimate.remarks)
+
+
+def test_a_stream_of_students_does_not_repeat_itself():
+    g, task = generator("stream"), E.student_t(0., 1)
+    (a, _), (b, _) = task.draw(5, g), task.draw(5, g)
+    lengths = [E.student_t(0., 1, dof=1.).draw(4, generator("s", k))[0].abs().sum().item() for k in range(3)]
+    assert not torch.equal(a, b) and len(set(lengths)) == 3
+    x = E.correlated_gaussian(10., 1)
+    u, v = x.sample(1000)
+    assert not torch.equal(u, v) and (u - v).std() == pytest.approx(math.exp(-10.), rel=.2)
+    with pytest.raises(InputError, match="float32"): E.correlated_gaussian(20., 1)
 
 
 def test_it_stops_at_the_plateau():
     x, y = E.correlated_gaussian(.2, 1).sample(2000)
     estimate = E.estimate_mi(x, y, **QUICK | dict(steps=5000, check=20, patience=3))
-    assert estimate.history.step.max() < 3000 and estimate.seeds.steps[0] < estimate.history.step.max()
+    assert estimate.history.step.max() < 3000 and estimate.seeds.stopped[0] == "plateau" and estimate.remarks == []
 
 
 def test_columns_of_a_data_frame():
@@ -143,20 +191,26 @@ def test_columns_of_a_data_frame():
     assert E.as_columns(np.arange(7.)).shape == (7, 1) and E.as_columns(torch.ones(3, 2)).abs().max() == 0
     estimate = E.estimate_mi(frame[["a"]], frame[["kind"]], **QUICK | dict(batch=24))
     assert estimate.value > .7                                                        # log 3 = 1.1
-    for bad in (pd.DataFrame(dict(a=[1., np.nan])), np.array([1., np.inf]), pd.DataFrame()):
+    assert E.as_columns(torch.ones(4, 2, dtype=torch.bfloat16)).dtype == torch.float32 and E.as_columns(np.array([True, False])).shape == (2, 1)
+    tiny = E.as_columns(1e-13*np.random.default_rng(0).standard_normal(500))
+    assert tiny.std().item() == pytest.approx(1, abs=.01) and E.as_columns(np.full(9, 7.1)).abs().max() == 0
+    dates, names = pd.DataFrame(dict(d=pd.date_range("2020", periods=3))), pd.DataFrame(dict(id=[f"n{k}" for k in range(60)]))
+    for bad in (pd.DataFrame(dict(a=[1., np.nan])), np.array([1., np.inf]), pd.DataFrame(), np.ones((2, 2, 2)), np.float64(3), np.ones(4)*1j, dates, names):
         with pytest.raises(InputError): E.as_columns(bad)
 
 
 def test_self_consistency_finds_a_cheat():
     x, y = E.correlated_gaussian(1., 2).sample(2000)
-    assert E.self_consistency(x, y, **QUICK | dict(steps=400)).holds.all()
-    cheat = E.self_consistency(x, y, bound="smile", **QUICK | dict(steps=400)).set_index("test")
-    assert len(cheat) == 4 and np.isfinite(cheat.value).all()
+    honest = E.self_consistency(x, y, **QUICK | dict(steps=400)).set_index("test").holds
+    assert honest.iloc[0] is None and honest.iloc[1:].all()
+    cheat = E.self_consistency(x, y, bound="smile", clip=.1, **QUICK | dict(steps=400)).set_index("test")
+    assert not cheat.holds.iloc[1:].all()                                               # the clipped ratio makes it not add up
+    with pytest.raises(InputError, match="halves"): E.self_consistency(x[:250], y[:250], **QUICK)
 
 
 def test_a_staircase_climbs():
     curve = E.staircase(alpha=.1, stages=(1., 3.), steps=150, batch=32, dim=4, hidden=32, learning_rate=3e-3)
-    assert len(curve) == 300 and curve.step.tolist() == list(range(1, 301))
+    assert len(curve) == 300 and curve.stage.tolist() == [0]*150 + [1]*150 and curve.step.tolist() == list(range(1, 301))
     table = E.plateaus(curve)
     low, high = table["mean"]
     assert low < 1.1 and low + .5 < high < 3
@@ -166,7 +220,7 @@ def test_a_staircase_climbs():
     assert curve.equals(E.staircase(alpha=.1, stages=(1., 3.), steps=150, batch=32, dim=4, hidden=32, learning_rate=3e-3))
 
 
-@pytest.mark.parametrize("options, word", [(dict(bound="infonce"), "infonce"), (dict(critic="deep"), "deep"), (dict(batch=300), "300"), (dict(alpha=-1.), "alpha"), (dict(learning_rate=1e6, bound="nwj"), "learning_rate")])
+@pytest.mark.parametrize("options, word", [(dict(bound="infonce"), "infonce"), (dict(critic="deep"), "deep"), (dict(batch=300), "300"), (dict(alpha=-1.), "alpha"), (dict(learning_rate=1e6, bound="nwj"), "learning_rate"), (dict(steps=0), "steps"), (dict(check=0), "check"), (dict(batch=1), "batch"), (dict(batch=2.5), "batch"), (dict(seeds=()), "seed"), (dict(device="cuda:99"), "cuda:99"), (dict(critic="bilinear"), "hidden")])
 def test_errors_for_people(options, word):
     x, y = E.correlated_gaussian(1., 2).sample(400)
     with pytest.raises(InputError, match=word): E.estimate_mi(x, y, **QUICK | options)
@@ -182,13 +236,14 @@ def command(monkeypatch, capsys, *args):
 def test_the_commands(tmp_path, monkeypatch, capsys):
     x, y = E.correlated_gaussian(1., 1).sample(1000)
     pd.DataFrame(dict(a=x[:, 0], b=y[:, 0], c=[1.] + [None]*999)).to_csv(tmp_path/"t.csv", index=False)
-    code, said = command(monkeypatch, capsys, "mi", tmp_path/"t.csv", "--x", "a", "--y", "b", "--steps", 200, "--batch", 32, "--seeds", 2, "--plot", tmp_path/"p.png")
+    code, said = command(monkeypatch, capsys, "mi", tmp_path/"t.csv", "--x", "a,a", "--y", "b", "--steps", 200, "--alpha", 0, "--batch", 32, "--seeds", 2, "--plot", tmp_path/"p.png")
     assert code == 0 and "nats" in said.out and (tmp_path/"p.png").is_file()
     code, said = command(monkeypatch, capsys, "staircase", tmp_path/"s.csv", "--stages", "1,2", "--steps", 20, "--batch", 16, "--alpha", .01)
     assert code == 0 and len(pd.read_csv(tmp_path/"s.csv")) == 40 and set(pd.read_csv(tmp_path/"s-plateaus.csv").alpha) == {.01}
     before = sorted(tmp_path.iterdir())
     for args, word in ((["mi", tmp_path/"t.csv", "--x", "a", "--y", "d"], "no column d"), (["mi", tmp_path/"t.csv", "--x", "a", "--y", "c"], "999 of 1000"), (["mi", tmp_path/"no.csv", "--x", "a", "--y", "b"], "no.csv"),
-                       (["mi", tmp_path/"t.csv", "--x", "", "--y", "b"], "--x"), (["mi", tmp_path/"p.png", "--x", "a", "--y", "b"], "p.png"), (["staircase", tmp_path/"s.txt"], ".csv"), (["staircase", tmp_path/"u.csv", "--stages", "two"], "two")):
+                       (["mi", tmp_path/"t.csv", "--x", "", "--y", "b"], "--x"), (["mi", tmp_path/"p.png", "--x", "a", "--y", "b"], "p.png"), (["mi", tmp_path/"t.csv", "--x", "a", "--y", "b", "--plot", tmp_path/"p.xyz"], "p.xyz"), (["mi", tmp_path/"t.csv", "--x", "a", "--y", "b", "--steps", 0], "steps=0"), (["mi", tmp_path/"t.csv", "--x", "a", "--y", "b", "--seeds", 0], "seeds"),
+                       (["staircase", tmp_path/"u.csv", "--critic", "deep"], "deep"), (["staircase", tmp_path/"u.csv", "--steps", 0], "steps=0"), (["staircase", tmp_path/"s.txt"], ".csv"), (["staircase", tmp_path/"u.csv", "--stages", "two"], "two")):
         code, said = command(monkeypatch, capsys, *args)
         lines = [line for line in said.err.splitlines() if line.strip()]
         assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0], said.err

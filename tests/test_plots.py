@@ -263,3 +263,12 @@ def test_sides_are_where_the_table_says():
     pd.testing.assert_frame_equal(table, before)
     with pytest.raises(InputError, match="one dataset"): plots.plot_sides(pd.concat([table, table]))
     with pytest.raises(InputError, match="interval"): plots.plot_sides(table.drop(columns="interval"))
+
+
+def test_an_estimate_is_drawn_as_it_was_learned():
+    table = pd.DataFrame([dict(seed=s, step=100*k, train=1. + k, validation=.5 + k + s) for s in (0, 1) for k in (1, 2, 3)])
+    ax = plots.plot_estimate(table, value=2., ceiling=np.inf, truth=3.)
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"seed 0, held out", "seed 1, held out", "estimate 2.00", "truth 3.00"}
+    np.testing.assert_allclose(lines["seed 1, held out"], [2.5, 3.5, 4.5])
+    with pytest.raises(InputError, match="validation"): plots.plot_estimate(table.drop(columns="validation"))

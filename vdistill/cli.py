@@ -220,11 +220,12 @@ def mi(
     x: Annotated[str, typer.Option(help="columns, separated by commas")],
     y: Annotated[str, typer.Option(help="columns, separated by commas")],
     bound: Annotated[str, typer.Option(help="ml_cpc, cpc, nwj, dv, mine, js or smile")] = "ml_cpc",
-    critic: Annotated[str, typer.Option(help="separable, joint, bilinear or hypersphere")] = "separable",
-    alpha: Annotated[Optional[float], typer.Option(help="of cpc and ml_cpc; default: the smallest that is safe")] = None,
+    critic: Annotated[str, typer.Option(help="separable, joint (sharper, and many times slower), bilinear or hypersphere")] = "separable",
+    alpha: Annotated[Optional[float], typer.Option(help="of cpc and ml_cpc; default: 1 for cpc, the floor for ml_cpc")] = None,
     batch: int = 128,
     steps: Annotated[int, typer.Option(help="at most")] = 4000,
-    seeds: Annotated[int, typer.Option(help="repetitions")] = 3,
+    learning_rate: float = 5e-4,
+    seeds: Annotated[int, typer.Option(help="trainings")] = 3,
     check: Annotated[bool, typer.Option(help="run the self-consistency tests as well: four times the work")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="write the curves to this picture")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -233,8 +234,9 @@ def mi(
     from vdistill.estimation import EstimateWarning, estimate_mi, self_consistency
     from vdistill.plots import plot_estimate
     from vdistill.report import save_figure
+    if plot and plot.suffix not in (".png", ".pdf", ".svg"): raise InputError(f"--plot {plot}: name a file that ends in .png, .pdf or .svg")
     columns = read_columns(file, x, y)
-    options = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, steps=steps, seeds=tuple(range(seeds)), device=device, progress=True)
+    options = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, steps=steps, learning_rate=learning_rate, seeds=tuple(range(seeds)), device=device, progress=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EstimateWarning) # the estimate's text has them
         estimate = estimate_mi(*columns, **options)
@@ -252,7 +254,7 @@ def read_columns(
     if not file.is_file(): raise InputError(f"no file {file}")
     try: table = pd.read_csv(file, encoding="utf-8-sig")
     except (ValueError, pd.errors.ParserError) as e: raise InputError(f"{file} is not a CSV: {str(e).splitlines()[0]}") from None
-    names = [[n.strip() for n in some.split(",") if n.strip()] for some in (x, y)]
+    names = [list(dict.fromkeys(n.strip() for n in some.split(",") if n.strip())) for some in (x, y)]
     if missing := [n for some in names for n in some if n not in table]: raise InputError(f"{file} has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
     if not all(names): raise InputError("--x and --y each name at least one column")
     empty = table[[*dict.fromkeys(sum(names, []))]].isna().any(axis=1).sum()
@@ -284,7 +286,7 @@ def staircase(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BoundWarning) # the paper goes below the floor, and so may a curve
         curve = climb(bound, critic, alpha, stages=levels, steps=steps, batch=batch, cubic=cubic, seed=seed, device=device, progress=True)
-    settings = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, cubic=cubic, steps=steps, seed=seed)
+    settings = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, dim=20, cubic=cubic, steps=steps, learning_rate=5e-4, seed=seed)
     table = plateaus(curve).assign(**settings, **run_columns(device))
     write_csv(to, curve.assign(value=curve.value.round(4)))
     write_csv(to.with_name(f"{to.stem}-plateaus.csv"), table)

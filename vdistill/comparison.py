@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from .core import InputError
+from .core import InputError, half_width
 from .data import load_dataset
 from .evaluation import (DIRECTIONS, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, paired_differences, pixel_features,
-    half_width, protocol_text, results_frame, retrieval_scores, run_columns, summarize)
+    protocol_text, results_frame, retrieval_scores, run_columns, summarize)
 from .training import METHODS, TrainConfig, Trainer, configure, read_config, write_csv
 
 # %% ../nbs/looking/23_comparison.ipynb #c005

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIRECTIONS', 'COLUMNS', 'RUN', 'pairwise_distances', 'RetrievalScores', 'retrieval_scores', 'chance_scores',
            'gallery_draws', 'protocol_text', 'score_features', 'chance_rows', 'mean_over_draws', 'evaluate',
-           'extract_features', 'run_columns', 'results_frame', 'half_width', 'summarize', 'paired_differences',
-           'pixel_features', 'hog_features']
+           'extract_features', 'run_columns', 'results_frame', 'summarize', 'paired_differences', 'pixel_features',
+           'hog_features']
 
 # %% ../nbs/reid/15_evaluation.ipynb #c003
 import functools, subprocess
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import InputError, generator
+from .core import InputError, generator, half_width
 
 # %% ../nbs/reid/15_evaluation.ipynb #c006
 def pairwise_distances(
@@ -304,15 +304,6 @@ def results_frame(
 
 # %% ../nbs/reid/15_evaluation.ipynb #c062
 RUN = ("dataset", "method", "split", "feature", "direction", "protocol", "metric") # what makes two values comparable
-
-def half_width(
-    values, # `(n,)` one a seed
-) -> float: # NaN for one value
-    "Half of the 95 % t-interval of a mean, eq. (5)."
-    from scipy.stats import t
-    values = np.asarray(values, float)
-    n = len(values)
-    return float(t.ppf(.975, n - 1) * values.std(ddof=1) / n**.5) if n > 1 else np.nan
 
 def _one_value_a_seed(results):
     missing = [c for c in (*RUN, "seed", "value") if c not in results]

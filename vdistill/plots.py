@@ -14,8 +14,7 @@ from contextlib import contextmanager
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from threadpoolctl import ThreadpoolController
-from .core import InputError
-from .evaluation import half_width
+from .core import InputError, half_width
 
 # %% ../nbs/looking/20_plots.ipynb #c006
 COLOURS = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", purple="#CC79A7", orange="#E69F00", sky="#56B4E9", black="#222222", olive="#8C8C00", brown="#8C564B", navy="#332288")
