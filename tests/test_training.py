@@ -591,3 +591,17 @@ def test_autocast():
     x = torch.randn(3, 3)
     for precision, dtype in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast(cpu, precision): assert (x @ x).dtype == dtype
+
+
+def test_given_labels_reach_the_sampler_and_nothing_else(people):
+    options = dict(seed=3, width=8, features=16, z_features=16, hidden=(16,), identities_per_batch=4)
+    plain, spoiled = (Trainer(configure("synthetic", "bottleneck", **options, **more), dataset=people) for more in ({}, dict(wrong_labels=.5, missing_labels=.3)))
+    n = len(plain.sampler.identities)
+    assert len(spoiled.sampler.identities) == n - round(.3*n) and len(spoiled.train) < len(plain.train)
+    true = people.records.identity.to_numpy()
+    given = spoiled.sampler.identities[spoiled.sampler.label]
+    wrong = (given != true[spoiled.train]).mean()
+    assert .3 < wrong <= .5 and (plain.sampler.identities[plain.sampler.label] == true[plain.train]).all()
+    assert (spoiled.validation == plain.validation).all() and (people.records.identity.to_numpy() == true).all()
+    again = Trainer(spoiled.config, dataset=people)
+    assert (again.sampler.label == spoiled.sampler.label).all()

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, generator
+from .core import InputError, generator, half_width
 from .estimation import estimate_mi
-from .evaluation import half_width, run_columns
+from .evaluation import run_columns
 from .knowledge_distillation import CRD, KD, VID, VSD, FitNet, InBatch, Net, Outputs, fit
 
 # %% ../nbs/experiments/digits_distillation.ipynb #c005
@@ -108,7 +108,7 @@ def shared_information(
         def look(epoch, student):
             if epoch not in at: return
             with torch.no_grad(): ours = student(x).features
-            e = estimate_mi(ours, theirs, batch=64, steps=600, check=50, learning_rate=1e-3, seeds=(0, 1), hidden=64)
+            e = estimate_mi(ours, theirs, critic="separable", batch=64, steps=600, check=50, learning_rate=1e-3, seeds=(0, 1), hidden=64)
             rows.append(dict(method=method, seed=seed, epoch=epoch + 1, nats=e.value, spread=e.spread, accuracy=accuracy(student, x, y)))
         options = METHODS[method][1]
         train_student(ready, method, (weights or {}).get(method, options[min(2, len(options) - 1)]), seed, max(at) + 1, look)
