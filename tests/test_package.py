@@ -1,5 +1,5 @@
 "The package as people meet it: version, what an import costs, and the walls between the rooms."
-import ast, configparser, subprocess, sys
+import ast, configparser, json, subprocess, sys
 from pathlib import Path
 import pytest
 import vdistill
@@ -16,7 +16,7 @@ def imports_of(module):
     return {n.split(".")[1] for n in names if n.startswith("vdistill.") and len(n) > 9}
 
 MODULES = [p.stem for p in (ROOT/"vdistill").glob("[a-z]*.py")]
-THEORY = {"information", "bottlenecks", "distillation", "claims"}
+THEORY = {"information", "bottlenecks", "distillation", "claims", "bounds", "estimation", "knowledge_distillation"}
 REID = {"data", "synthetic", "batches", "models", "identity_losses", "evaluation"}
 
 def test_version_agrees_with_settings():
@@ -47,7 +47,7 @@ def test_import_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 @pytest.mark.parametrize("name", ["distillation:vsd_loss vcd_loss vml_loss released_loss VariationalDistillation", "information:entropy mutual_information kl_divergence js_divergence",
-    "bottlenecks:InformationBottleneck VariationalBottleneck", "data:load_dataset", "evaluation:retrieval_scores", "training:TrainConfig Trainer"])
+    "bottlenecks:InformationBottleneck VariationalBottleneck", "bounds:cpc ml_cpc nwj dv js smile tuba alpha_floor ceiling", "estimation:correlated_gaussian estimate_mi", "data:load_dataset", "evaluation:retrieval_scores", "training:TrainConfig Trainer"])
 def test_names_that_others_call(name):
     module, names = name.split(":")
     __import__(f"vdistill.{module}")
@@ -59,3 +59,12 @@ def test_no_machine_paths_in_the_project():
         if ".ipynb_checkpoints" in path.parts: continue
         text = path.read_text(encoding="utf-8")
         for trace in ("/home/", "/root/", "/work/", "/tmp/"): assert trace not in text, f"{path.name} holds {trace}"
+
+def test_imports_have_cells_of_their_own():
+    "The site's builder runs every cell that imports something: with other code in it, it would run that code alone, and fail."
+    for path in ROOT.glob("nbs/**/*.ipynb"):
+        if ".ipynb_checkpoints" in path.parts: continue
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            body = ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []
+            imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in body]
+            assert all(imports) or not any(imports), f"{path.name}, cell {cell['id']}: move its imports into a cell before it"

@@ -29,7 +29,7 @@ from .evaluation import extract_features, run_columns
 from .plots import COLOURS, MODALITY_COLOURS, embed_2d, in_house_style, scatter_modalities
 from .training import load_run, read_config, write_csv
 
-# %% ../nbs/looking/21_audit.ipynb #c005
+# %% ../nbs/looking/21_audit.ipynb #c006
 class Estimate(NamedTuple):
     "A mean of scores, and how much each group pulls at it."
     value: float
@@ -58,7 +58,7 @@ def mean_of(
     "Mean over factors; what a group pulls in all of them is added before it is squared."
     return Estimate(float(np.mean([e.value for e in estimates])), np.mean([e.pull for e in estimates], 0))
 
-# %% ../nbs/looking/21_audit.ipynb #c009
+# %% ../nbs/looking/21_audit.ipynb #c010
 class Factor(NamedTuple):
     "A factor as a probe sees it."
     labels: np.ndarray # `(n,)` int64 classes or bins, -1 where unknown
@@ -78,7 +78,7 @@ class Factor(NamedTuple):
     def take(self, index): # the factor with other images' values
         return Factor(self.labels[index], None if self.values is None else self.values[index])
 
-# %% ../nbs/looking/21_audit.ipynb #c010
+# %% ../nbs/looking/21_audit.ipynb #c011
 def as_factor(
     values, # `(n,)`: whole numbers, names or booleans are classes; floats are continuous; missing values are unknown
     bins: int = 6, # equal-count bins of a continuous factor
@@ -97,7 +97,7 @@ def as_factor(
     angle = None if period is None else 2*np.pi*x/period
     return Factor(labels, x[:, None] if period is None else np.stack([np.cos(angle), np.sin(angle)], 1))
 
-# %% ../nbs/looking/21_audit.ipynb #c013
+# %% ../nbs/looking/21_audit.ipynb #c014
 class Split(NamedTuple):
     "Positions of images, apart from each other."
     fit: np.ndarray # learn from these
@@ -131,7 +131,7 @@ def _inner(train, test, parts):
     fit, choose = next(parts)
     return Split(train[fit], train[choose], test)
 
-# %% ../nbs/looking/21_audit.ipynb #c015
+# %% ../nbs/looking/21_audit.ipynb #c016
 def _standardised(x, rows, components): # (d', n) float32: principal components, and a row of ones
     mean, spread = x[rows].mean(0), x[rows].std(0)
     x = ((x - mean)/np.where(spread > 1e-9, spread, 1)).astype(np.float32)
@@ -149,7 +149,7 @@ def _log_softmax(a): # over axis 0
     a = a - a.max(0)
     return a - np.log(np.exp(a).sum(0))
 
-# %% ../nbs/looking/21_audit.ipynb #c016
+# %% ../nbs/looking/21_audit.ipynb #c017
 STRENGTHS = (100., 25., 6., 1.5, .4, .1, .025, .005, .001) # of L2, times the number of images
 
 def fit_softmax(
@@ -173,7 +173,7 @@ def fit_softmax(
         ahead, old = new + (before - 1)/momentum*(new - old), new
     return old
 
-# %% ../nbs/looking/21_audit.ipynb #c020
+# %% ../nbs/looking/21_audit.ipynb #c021
 def _cross_entropy(logits, labels): # (K, H, n), (H, n) -> (H,), mean over known labels
     at = np.take_along_axis(_log_softmax(logits), np.maximum(labels, 0)[None], 0)[0]
     known = labels >= 0
@@ -194,7 +194,7 @@ def _linear(x, labels, K, split): # logits (H, K, n) of all images: learned from
 
 def _logits(weights, x): return (weights.reshape(-1, len(x)) @ x).reshape(*weights.shape[:2], -1)
 
-# %% ../nbs/looking/21_audit.ipynb #c022
+# %% ../nbs/looking/21_audit.ipynb #c023
 def _mlp_steps(x, base, labels, rows, hidden, seed, every=3): # yields a function `rows -> logits (H, K, n)` before the first and after each few steps
     H, K, d = len(labels), base.shape[1], len(x)
     stream = generator("probe", seed=seed)
@@ -225,7 +225,7 @@ def _mlp(x, labels, bases, split, seed, hidden=32, components=64, checks=10): # 
         with torch.no_grad(): out[best == check] = predict(rows)[best == check]
     return out.numpy()
 
-# %% ../nbs/looking/21_audit.ipynb #c023
+# %% ../nbs/looking/21_audit.ipynb #c024
 PROBES = ("linear", "mlp")
 
 class Prober:
@@ -257,7 +257,7 @@ class Prober:
             out[..., split.test] = _log_softmax(logits[..., split.test].swapaxes(0, 1).astype(np.float64))
         return np.moveaxis(out, 0, 2)
 
-# %% ../nbs/looking/21_audit.ipynb #c025
+# %% ../nbs/looking/21_audit.ipynb #c026
 def score(
     log_q, # `(n, K)` held-out log-probabilities
     factor: Factor, # the truth
@@ -281,7 +281,7 @@ def _placed(values, known):
     out[known] = values
     return out
 
-# %% ../nbs/looking/21_audit.ipynb #c027
+# %% ../nbs/looking/21_audit.ipynb #c028
 def shuffled(
     factor: Factor,
     units, # `(n,)`: for example identities
@@ -294,7 +294,7 @@ def shuffled(
     out[known] = rng.permutation(known)
     return out
 
-# %% ../nbs/looking/21_audit.ipynb #c028
+# %% ../nbs/looking/21_audit.ipynb #c029
 class Scores(NamedTuple):
     "What one probe scored, image by image."
     values: np.ndarray # `(n,)`, NaN where the factor is unknown
@@ -322,7 +322,7 @@ def probe_factors(
                 else: out[name, metric] = Scores(values, [], dict(accuracy=100., nats=factor.entropy(), R2=1.)[metric])
     return out
 
-# %% ../nbs/looking/21_audit.ipynb #c029
+# %% ../nbs/looking/21_audit.ipynb #c030
 def probe(
     features, # `(n, d)`
     factor, # `(n,)` values, see `as_factor`; or a `Factor`
@@ -345,7 +345,7 @@ def _numbers(scores, groups): # the columns value, low, high, null, null_high, c
     low, high = e.interval()
     return dict(value=e.value, low=low, high=high, null=np.mean(scores.null) if scores.null else np.nan, null_high=max(scores.null, default=np.nan), ceiling=scores.ceiling)
 
-# %% ../nbs/looking/21_audit.ipynb #c038
+# %% ../nbs/looking/21_audit.ipynb #c039
 def barber_agakov(
     log_q, # `(n, K)` log-probabilities of any decoder that has not seen these images
     labels, # `(n,)` what is true of them
@@ -359,7 +359,7 @@ def barber_agakov(
     e = estimate(score(log_q, Factor(labels))["nats"], groups)
     return e.value, *e.interval()
 
-# %% ../nbs/looking/21_audit.ipynb #c047
+# %% ../nbs/looking/21_audit.ipynb #c048
 SHRINKAGE, TEMPERATURES = (.003, .01, .03, .1, .3, .6, 1.), np.geomspace(.01, 5, 25)
 
 def class_means(
@@ -393,7 +393,7 @@ def _mahalanobis(x, y, rows): # half squared distances (n, K) to the means of ro
         a, b = x*scale, means*scale
         yield .5*((a**2).sum(1)[:, None] + (b**2).sum(1) - 2*a @ b.T)
 
-# %% ../nbs/looking/21_audit.ipynb #c048
+# %% ../nbs/looking/21_audit.ipynb #c049
 def sufficiency(
     features, # `(n, d)`
     identity, # `(n,)` y; every identity has at least 4 images
@@ -406,7 +406,7 @@ def sufficiency(
     scores, null = (score(class_means(features, f.labels, image_splits(f.labels, folds, seed)), f) for f in (factor, mixed))
     return {metric: Scores(values, [float(null[metric].mean())], dict(accuracy=100., nats=factor.entropy())[metric]) for metric, values in scores.items()}
 
-# %% ../nbs/looking/21_audit.ipynb #c054
+# %% ../nbs/looking/21_audit.ipynb #c055
 def modality_purity(
     visible, # `(n, d)`
     infrared, # `(m, d)`
@@ -423,7 +423,7 @@ def modality_purity(
 
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
-# %% ../nbs/looking/21_audit.ipynb #c057
+# %% ../nbs/looking/21_audit.ipynb #c058
 class Discrepancy(NamedTuple):
     value: float # MMD², unbiased: may be negative
     null: np.ndarray # the same after shuffling who belongs to which side
@@ -457,7 +457,7 @@ def _mmd(kernel, sides): # eq. (5) for each row of sides (1: a, 0: b); the kerne
     ab = all_a - aa
     return aa/(n*(n - 1)) + (kernel.sum() - aa - 2*ab)/(m*(m - 1)) - 2*ab/(n*m)
 
-# %% ../nbs/looking/21_audit.ipynb #c061
+# %% ../nbs/looking/21_audit.ipynb #c062
 @dataclass
 class Sample:
     "Images that are audited: what is known of them, and what the network makes of them."
@@ -474,7 +474,7 @@ class Sample:
         return replace(self, features={k: x[keep] for k, x in self.features.items()}, identity=self.identity[keep], modality=self.modality[keep], groups=np.unique(self.groups[keep], return_inverse=True)[1],
                        factors={g: {k: v.iloc[keep] for k, v in some.items()} for g, some in self.factors.items()})
 
-# %% ../nbs/looking/21_audit.ipynb #c062
+# %% ../nbs/looking/21_audit.ipynb #c063
 def sample_rows(
     records: pd.DataFrame, # identity, camera, modality
     indices, # rows to draw from
@@ -493,7 +493,7 @@ def sample_rows(
     table = table.assign(turn=table.groupby(["identity", "modality", "camera"]).cumcount()).sort_values(["turn", "camera"], kind="stable")
     return np.sort(table.groupby(["identity", "modality"]).head(per).row.to_numpy())
 
-# %% ../nbs/looking/21_audit.ipynb #c064
+# %% ../nbs/looking/21_audit.ipynb #c065
 def known_factors(
     dataset, # a `ReIDDataset`
     rows, # of its records
@@ -522,7 +522,7 @@ def _across(own, records): # of each image, the mean over its identity's images 
     means = table.groupby(["identity", "modality"]).mean()
     return means.reindex(pd.MultiIndex.from_arrays([table.identity, 1 - table.modality])).reset_index(drop=True)
 
-# %% ../nbs/looking/21_audit.ipynb #c065
+# %% ../nbs/looking/21_audit.ipynb #c066
 def intensities(
     images, # `(n, 3, H, W)` uint8
 ) -> pd.DataFrame: # mean and standard deviation of grey (0..255), mean strength of its gradient, share of it that is vertical
@@ -533,7 +533,7 @@ def intensities(
     share = np.abs(down).mean((1, 2))/np.maximum(np.abs(down).mean((1, 2)) + np.abs(right).mean((1, 2)), 1e-6)
     return pd.DataFrame(dict(mean_grey=grey.mean((1, 2)), contrast_grey=grey.std((1, 2)), gradient=strength, gradient_down=share)).astype(float)
 
-# %% ../nbs/looking/21_audit.ipynb #c066
+# %% ../nbs/looking/21_audit.ipynb #c067
 def draw_sample(
     embed, # (uint8 images, modality) -> {feature name: `(B, d)`}
     dataset, # a `ReIDDataset`
@@ -549,7 +549,7 @@ def draw_sample(
     groups = np.unique(records.scene if "scene" in records and records.scene.nunique() >= 10 else identity, return_inverse=True)[1]
     return Sample(features, identity, modality, groups, *(known_factors(dataset, rows) if factors else ({}, {})))
 
-# %% ../nbs/looking/21_audit.ipynb #c068
+# %% ../nbs/looking/21_audit.ipynb #c069
 class Cell(NamedTuple):
     "One number of the audit."
     estimate: Estimate
@@ -583,7 +583,7 @@ def factor_cells(
 
 def _names_groups(factor, groups): return factor.classes == groups.max() + 1 and len(np.unique(np.stack([factor.labels, groups]), axis=1).T) == factor.classes
 
-# %% ../nbs/looking/21_audit.ipynb #c069
+# %% ../nbs/looking/21_audit.ipynb #c070
 def modality_cells(
     sample: Sample,
     feature: str,
@@ -609,7 +609,7 @@ def modality_cells(
     cells[*where, "MMD", "MMD2"] = Cell(Estimate(d.value, np.zeros(1)), [d.null.mean(), np.quantile(d.null, .95)], np.nan)
     return cells
 
-# %% ../nbs/looking/21_audit.ipynb #c070
+# %% ../nbs/looking/21_audit.ipynb #c071
 def audit(
     sample: Sample, # many people, few images each: factors and modality
     known: Sample|None, # fewer people, more images each: sufficiency
@@ -631,7 +631,7 @@ def audit(
     cells |= _group_means(cells)
     return _rows(cells | _dropped(cells))
 
-# %% ../nbs/looking/21_audit.ipynb #c071
+# %% ../nbs/looking/21_audit.ipynb #c072
 def _shown(part, m): # groups whose factors can be seen in a modality; of each, the factors that vary there
     groups = {g: {name: as_factor(v, period=part.periods.get(name)) for name, v in some.items() if v.notna().any()} for g, some in part.factors.items() if not g.startswith(MODALITIES[1 - m])}
     return {g: varying for g, some in groups.items() if (varying := {name: f for name, f in some.items() if f.classes > 1})}
@@ -658,7 +658,7 @@ def _rows(cells):
         rows.append(dict(zip(("feature", "images", "group", "factor", "probe", "metric"), key)) | dict(value=c.estimate.value, low=low, high=high, **null, ceiling=c.ceiling))
     return pd.DataFrame(rows)
 
-# %% ../nbs/looking/21_audit.ipynb #c072
+# %% ../nbs/looking/21_audit.ipynb #c073
 @dataclass
 class Audit:
     "A run that is ready to be audited."
@@ -690,7 +690,7 @@ def open_audit(
     protocol = f"{N} identities, {len(rows)} images, 5 folds by {unit}" + (f"; identity: {len(np.unique(known.identity))} known ones, {len(known.identity)} images" if known else "")
     return Audit(sample, known, seed, dict(dataset=dataset.name, method=embed.config.method, seed=seed, split=split, protocol=protocol, **run_columns(embed.device)))
 
-# %% ../nbs/looking/21_audit.ipynb #c073
+# %% ../nbs/looking/21_audit.ipynb #c074
 def load_finished(run_dir, device="auto"):
     "As `load_run`; a run without results is not finished."
     config = read_config(run_dir)
@@ -709,7 +709,7 @@ def audit_dataset(
         data["identities"] = (train, val, max(test, people))
     return load_dataset(config.dataset, seed=config.seed, **data)
 
-# %% ../nbs/looking/21_audit.ipynb #c074
+# %% ../nbs/looking/21_audit.ipynb #c075
 AUDIT_COLUMNS = ("dataset", "method", "seed", "split", "feature", "images", "group", "factor", "probe", "metric", "value", "low", "high", "null", "null_high", "ceiling", "protocol", "seconds", "device", "versions", "commit")
 
 def audit_run(
@@ -724,7 +724,7 @@ def audit_run(
     table = audit(ready.sample, ready.known, kinds, seed=ready.seed, progress=progress)
     return table.assign(**ready.columns, seconds=round(time.perf_counter() - started, 1))[list(AUDIT_COLUMNS)]
 
-# %% ../nbs/looking/21_audit.ipynb #c076
+# %% ../nbs/looking/21_audit.ipynb #c077
 def audit_text(
     table: pd.DataFrame, # of `audit_run`
     probe: str = "linear",
@@ -749,7 +749,7 @@ def _with_half(row, digits=3):
     row = row.iloc[0]
     return f"{row.value:.{digits}f}" + (f" ±{(row.high - row.low)/2:.{digits}f}" if np.isfinite(row.low) else "")
 
-# %% ../nbs/looking/21_audit.ipynb #c077
+# %% ../nbs/looking/21_audit.ipynb #c078
 FEATURE_COLOURS = dict(v=COLOURS["sky"], z=COLOURS["purple"])
 
 @in_house_style
@@ -787,7 +787,7 @@ def _factor_bars(ax, rows, keys, images):
     ax.set(yticks=list(ticks), yticklabels=ticks.values(), ylim=(y, -.6), xlabel="nats (in brackets: all there are)", title=f"{images} images")
     ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
 
-# %% ../nbs/looking/21_audit.ipynb #c078
+# %% ../nbs/looking/21_audit.ipynb #c079
 @in_house_style
 def plot_sufficiency(
     table: pd.DataFrame, # of `audit` or `audit_run`
@@ -817,7 +817,7 @@ def _dot(ax, row, y, colour, marker, label):
     r = row.iloc[0]
     ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]], fmt=marker, color=colour, ms=7, capsize=3, lw=1.5, label=label)
 
-# %% ../nbs/looking/21_audit.ipynb #c079
+# %% ../nbs/looking/21_audit.ipynb #c080
 def embed_sample(
     sample: Sample,
     branch: str = "shared", # or `specific+shared`
@@ -858,7 +858,7 @@ def plot_consistency(
     bottom.supxlabel("dotted: what no difference would give", fontsize=10)
     return fig
 
-# %% ../nbs/looking/21_audit.ipynb #c080
+# %% ../nbs/looking/21_audit.ipynb #c081
 def write_audit(
     run_dir, # folder of a finished run
     name: str = "audit", # of the files

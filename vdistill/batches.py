@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .core import InputError, generator
 
-# %% ../nbs/reid/12_batches.ipynb #c006
+# %% ../nbs/reid/12_batches.ipynb #c007
 class IdentitySampler:
     "Batches of P identities x K images x both modalities; yields (visible, infrared) index arrays, paired row by row."
     def __init__(self,
@@ -43,7 +43,7 @@ class IdentitySampler:
         for chosen in order.reshape(-1, self.p):
             yield tuple(np.concatenate([choose(self.images[i][m], self.k, rng) for i in chosen]) for m in (0, 1))
 
-# %% ../nbs/reid/12_batches.ipynb #c007
+# %% ../nbs/reid/12_batches.ipynb #c008
 def images_by_identity(
     identity: np.ndarray, # `(N,)`
     modality: np.ndarray, # `(N,)` 0 visible, 1 infrared
@@ -57,7 +57,7 @@ def images_by_identity(
     visible, infrared = split(0), split(1)
     return {i: (visible[i], infrared[i]) for i in visible if i in infrared}
 
-# %% ../nbs/reid/12_batches.ipynb #c008
+# %% ../nbs/reid/12_batches.ipynb #c009
 def choose(
     candidates: np.ndarray, # `(n,)` indices
     k: int, # how many are wanted
@@ -66,14 +66,14 @@ def choose(
     "k of the candidates at random, each as often as the others (give or take one)."
     return np.concatenate([rng.permutation(candidates) for _ in range(-(-k//len(candidates)))])[:k]
 
-# %% ../nbs/reid/12_batches.ipynb #c016
+# %% ../nbs/reid/12_batches.ipynb #c017
 class Batch(NamedTuple):
     "A paired batch: row i of `visible` and row i of `infrared` show the same identity."
     visible: Tensor # `(P*K, 3, H, W)` float in [0, 1]
     infrared: Tensor # `(P*K, 3, H, W)` float in [0, 1]
     label: Tensor # `(P*K,)` class index
 
-# %% ../nbs/reid/12_batches.ipynb #c017
+# %% ../nbs/reid/12_batches.ipynb #c018
 def load_batch(
     dataset, # a `ReIDDataset`
     visible: np.ndarray, # `(P*K,)` record indices
@@ -90,7 +90,7 @@ def load_batch(
     pixels = pixels.to(device, non_blocking=True).float()/255
     return Batch(*pixels.split(len(visible)), torch.as_tensor(label).to(device, non_blocking=True))
 
-# %% ../nbs/reid/12_batches.ipynb #c018
+# %% ../nbs/reid/12_batches.ipynb #c019
 def random_flip(
     images: Tensor, # `(B, 3, H, W)`
     p: float = .5, # chance of each image to be mirrored
@@ -100,7 +100,7 @@ def random_flip(
     mirrored = torch.rand(len(images), generator=rng) < p
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
-# %% ../nbs/reid/12_batches.ipynb #c021
+# %% ../nbs/reid/12_batches.ipynb #c022
 def given_labels(
     identity, # `(N,)` the true ones, not negative
     modality, # `(N,)` 0 visible, 1 infrared

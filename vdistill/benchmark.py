@@ -27,7 +27,7 @@ from .models import Prediction, Predictions
 from .synthetic import render
 from .training import TrainConfig, autocast, build_model, configure, make_optimizer, objective
 
-# %% ../nbs/looking/24_benchmark.ipynb #c005
+# %% ../nbs/looking/24_benchmark.ipynb #c006
 def timings(
     *functions, # called without arguments, in turn
     seconds: float = 1., # go on until this much time is used
@@ -52,7 +52,7 @@ def _finish():
     "A GPU works behind the program's back; wait for it."
     if torch.cuda.is_initialized(): torch.cuda.synchronize()
 
-# %% ../nbs/looking/24_benchmark.ipynb #c006
+# %% ../nbs/looking/24_benchmark.ipynb #c007
 def machine() -> str: # one line
     "What the figures were measured on."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -60,12 +60,12 @@ def machine() -> str: # one line
     count = lambda n, what: f"{n} {what}{'s' * (n != 1)}"
     return f"{platform.machine()}, {count(cores, 'core')}, {count(torch.get_num_threads(), 'thread')}, {gpu}, torch {torch.__version__}, Python {platform.python_version()}"
 
-# %% ../nbs/looking/24_benchmark.ipynb #c010
+# %% ../nbs/looking/24_benchmark.ipynb #c011
 COLUMNS = ("part", "what", "value", "unit", "against", "ratio")
 
 def row(part, what, value, unit, against="", ratio=np.nan): return dict(zip(COLUMNS, (part, what, value, unit, against, ratio)))
 
-# %% ../nbs/looking/24_benchmark.ipynb #c012
+# %% ../nbs/looking/24_benchmark.ipynb #c013
 def bench_rendering(
     quick: bool = False, # fewer images, less time
 ) -> list: # rows
@@ -80,7 +80,7 @@ def bench_rendering(
         rows.append(row("rendering", f"synthetic, {modality}, {data.image_size[0]}x{data.image_size[1]}", len(factors)/ours, "images/s", "one image at a time", plain/ours))
     return rows
 
-# %% ../nbs/looking/24_benchmark.ipynb #c015
+# %% ../nbs/looking/24_benchmark.ipynb #c016
 def write_pairs(
     folder, # gets `visible/` and `infrared/`
     scenes: int = 8, # pairs of images
@@ -101,7 +101,7 @@ def open_pairs(folder, quick=False):
     "The dataset of `write_pairs`, with enough places for a batch of the recipe."
     return load_dataset(f"pairs:{write_pairs(folder, 8 if quick else 16)}", duplicates=None)
 
-# %% ../nbs/looking/24_benchmark.ipynb #c016
+# %% ../nbs/looking/24_benchmark.ipynb #c017
 def bench_views(
     quick: bool = False, # fewer places, less time
 ) -> list: # rows
@@ -113,7 +113,7 @@ def bench_views(
     ours, plain = np.median(timings(together, single, seconds=.2 if quick else 3), 0)
     return [row("views", f"pairs, {data.image_size[0]}x{data.image_size[1]}", len(indices)/ours, "images/s", "one image at a time", plain/ours)]
 
-# %% ../nbs/looking/24_benchmark.ipynb #c019
+# %% ../nbs/looking/24_benchmark.ipynb #c020
 class TrainingStep:
     "Model, objective and optimiser of a configuration; a call makes one step."
     def __init__(self,
@@ -134,7 +134,7 @@ class TrainingStep:
         self.optimizer.step()
         return loss.detach()
 
-# %% ../nbs/looking/24_benchmark.ipynb #c020
+# %% ../nbs/looking/24_benchmark.ipynb #c021
 def first_batch(
     data, # an open dataset
     config: TrainConfig, # of the batch
@@ -146,7 +146,7 @@ def first_batch(
     visible, infrared = next(iter(sampler))
     return lambda: load_batch(data, train[visible], train[infrared], sampler.label[visible]), len(sampler.identities)
 
-# %% ../nbs/looking/24_benchmark.ipynb #c024
+# %% ../nbs/looking/24_benchmark.ipynb #c025
 def bench_step(
     data, # an open dataset
     kind: str, # whose recipe it is trained by: `synthetic` or `pairs`
@@ -175,7 +175,7 @@ def bench_training(quick=False):
     with tempfile.TemporaryDirectory() as folder: pairs = open_pairs(folder, quick)
     return bench_step(synthetic, "synthetic", quick) + bench_step(pairs, "pairs", quick)
 
-# %% ../nbs/looking/24_benchmark.ipynb #c027
+# %% ../nbs/looking/24_benchmark.ipynb #c028
 def triplet_by_anchors(
     a: Tensor, # `(n, d)`
     b: Tensor, # `(n, d)`
@@ -192,7 +192,7 @@ def triplet_by_anchors(
         sides.append(torch.stack(terms).mean())
     return .5*(sides[0] + sides[1])
 
-# %% ../nbs/looking/24_benchmark.ipynb #c028
+# %% ../nbs/looking/24_benchmark.ipynb #c029
 def random_predictions(
     label: Tensor, # `(B,)`
     config: TrainConfig, # sizes of v and z
@@ -223,7 +223,7 @@ def bench_losses(
     ours, plain = np.median(timings(vectorised, looped, seconds=.3 if quick else 4), 0)
     return [row("losses", f"objective and gradients, {2*len(label)} images, {classes} identities", 1000*ours, "ms", "triplets by a loop over anchors", plain/ours)]
 
-# %% ../nbs/looking/24_benchmark.ipynb #c031
+# %% ../nbs/looking/24_benchmark.ipynb #c032
 def scores_by_loop(
     distances: np.ndarray, # `(Q, G)`, without ties
     query_ids: np.ndarray, # `(Q,)`
@@ -255,7 +255,7 @@ def bench_evaluation(
         rows.append(row("evaluation", f"{q} queries, gallery of {g}, ranks over {words}", q/fast, "queries/s", "a loop over queries", slow/fast))
     return rows
 
-# %% ../nbs/looking/24_benchmark.ipynb #c034
+# %% ../nbs/looking/24_benchmark.ipynb #c035
 def step_rate(
     config: TrainConfig,
     device: str, # where the step runs
@@ -276,7 +276,7 @@ def bench_gpu(quick=False):
     if not torch.cuda.is_available(): return [row("GPU", what, np.nan, "images/s", "not measured yet: `vdistill bench` on a machine with CUDA")]
     return [row("GPU", what, step_rate(config, "cuda", (288, 144), 64, 1. if quick else 5.), "images/s")]
 
-# %% ../nbs/looking/24_benchmark.ipynb #c038
+# %% ../nbs/looking/24_benchmark.ipynb #c039
 def run_benchmark(
     quick: bool = False, # seconds instead of a minute; smaller problems, so other values
     progress: bool = False, # show a bar

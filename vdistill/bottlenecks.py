@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .core import InputError
 from .information import kl_divergence
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c008
+# %% ../nbs/information/02_bottlenecks.ipynb #c009
 def _mlp(in_features, out_features, hidden, normalization):
     "Linear - normalisation - ReLU, as often as `hidden` says, and a last Linear."
     kinds = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
@@ -31,7 +31,7 @@ def _check_input(module, v):
     if module.training and module.batch_normalized and len(v) < 2:
         raise InputError(f"batch normalisation needs 2 samples or more in training, got {len(v)}: drop the last small batch, call .eval(), or use normalization='layer'")
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c009
+# %% ../nbs/information/02_bottlenecks.ipynb #c010
 class InformationBottleneck(nn.Module):
     "A deterministic bottleneck z = f(v), the multilayer perceptron of Tian et al. (2021)."
     def __init__(self,
@@ -51,7 +51,7 @@ class InformationBottleneck(nn.Module):
         _check_input(self, v)
         return self.layers(v)
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c014
+# %% ../nbs/information/02_bottlenecks.ipynb #c015
 def gaussian_kl(
     mean: Tensor, # `(B, D)`
     log_variance: Tensor, # `(B, D)`
@@ -70,7 +70,7 @@ def sample_gaussian(
     noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype)
     return mean + (log_variance / 2).exp() * noise.to(mean.device)
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c016
+# %% ../nbs/information/02_bottlenecks.ipynb #c017
 class VariationalBottleneck(nn.Module):
     "A Gaussian bottleneck z ~ N(μ(v), σ²(v)) that reports its distance to the prior (Alemi et al. 2017)."
     def __init__(self,
@@ -100,7 +100,7 @@ class VariationalBottleneck(nn.Module):
         z = sample_gaussian(mean, log_variance, generator) if self.training else mean
         return z, gaussian_kl(mean, log_variance)
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c019
+# %% ../nbs/information/02_bottlenecks.ipynb #c020
 def vib_loss(
     logits: Tensor, # `(B, C)`, of the classifier on z
     labels: Tensor, # `(B,)`, whole numbers below C
@@ -111,7 +111,7 @@ def vib_loss(
     if not beta >= 0: raise InputError(f"beta must be 0 or positive, got {beta}")
     return F.cross_entropy(logits, labels) + beta * kl.mean()
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c026
+# %% ../nbs/information/02_bottlenecks.ipynb #c027
 def over_branches(
     term, # function of one entry, gives a scalar
     specific=(), # entries of the modality-specific branches
@@ -133,7 +133,7 @@ class Regulariser(nn.Module):
 
     def extra_repr(self): return f"beta={self.beta}"
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c029
+# %% ../nbs/information/02_bottlenecks.ipynb #c030
 class VIB(Regulariser):
     "β E KL[p(z|v) ‖ N(0, 1)], an upper bound of β I(v;z) (Alemi et al. 2017)."
     reads = ("mean", "log_variance")
@@ -142,7 +142,7 @@ class VIB(Regulariser):
         rate = over_branches(lambda m, s: gaussian_kl(m, s).mean(), specific, shared)
         return dict(rate=rate, total=self.beta * rate)
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c030
+# %% ../nbs/information/02_bottlenecks.ipynb #c031
 class CEB(Regulariser):
     "β E KL[p(z|v) ‖ N(m_y, 1)], an upper bound of β I(v;z|y) (Fischer 2020); a learned mean for each class and branch."
     reads = ("mean", "log_variance")
@@ -160,7 +160,7 @@ class CEB(Regulariser):
         rate = over_branches(lambda m, s, c: gaussian_kl(m - c, s).mean(), [(*e, c) for e, c in zip(specific, centres)], [(*e, centres[-1]) for e in shared])
         return dict(conditional_rate=rate, total=self.beta * rate)
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c035
+# %% ../nbs/information/02_bottlenecks.ipynb #c036
 def js_information(
     scores: Tensor, # `(n, n)`, a critic's scores; its diagonal are the pairs that belong together
 ) -> Tensor: # nats, at most 2 log 2
@@ -186,7 +186,7 @@ class PairCritic(nn.Module):
     ) -> Tensor: # `(n, n)`
         return self.out((self.a(a)[:, None] + self.b(b)[None]).relu()).squeeze(-1)
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c042
+# %% ../nbs/information/02_bottlenecks.ipynb #c043
 class _Turned(torch.autograd.Function):
     "Identity forward; the gradient times -weight backward."
     @staticmethod
@@ -220,7 +220,7 @@ class EstimatedBottleneck(Regulariser):
         total = self.beta * kept.detach() + (kept.detach() - kept) - told
         return dict(kept=kept, told=told, total=total)
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c048
+# %% ../nbs/information/02_bottlenecks.ipynb #c049
 def symmetrised_kl(
     mean_1: Tensor, log_variance_1: Tensor, # `(B, D)`
     mean_2: Tensor, log_variance_2: Tensor, # `(B, D)`
@@ -247,7 +247,7 @@ class MIB(Regulariser):
         agreement, skl = js_information(self.critic(z1, z2)), symmetrised_kl(*code_1, *code_2).mean()
         return dict(agreement=agreement, skl=skl, total=self.weight * (self.beta * skl - agreement))
 
-# %% ../nbs/information/02_bottlenecks.ipynb #c051
+# %% ../nbs/information/02_bottlenecks.ipynb #c052
 class MutualLearning(Regulariser):
     "β (KL[P_z2 ‖ P_z1] + KL[P_z1 ‖ P_z2]), each target held fixed (Zhang et al. 2018), on the two views of the shared branch."
     reads = ("v_logits", "z_logits")

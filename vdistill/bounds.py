@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import InputError, generator
 from .information import mutual_information
 
-# %% ../nbs/information/04_bounds.ipynb #c005
+# %% ../nbs/information/04_bounds.ipynb #c006
 def positives_and_negatives(
     scores: Tensor, # `(…, n, n)`, positives on the diagonal; or `(…, n)` positives
     negatives: Tensor|None = None, # `(…, n, m - 1)`, with the second form
@@ -34,7 +34,7 @@ def positives_and_negatives(
 
 def _precise(x): return x if x.dtype == torch.float64 else x.float()
 
-# %% ../nbs/information/04_bounds.ipynb #c008
+# %% ../nbs/information/04_bounds.ipynb #c009
 def alpha_floor(
     n: int, # positives
     m: int, # candidates of each: the positive and m - 1 negatives
@@ -49,7 +49,7 @@ def ceiling(
     "log(m/α): no scores give α-CPC or α-ML-CPC a larger value."
     return math.log(m / alpha) if alpha else math.inf
 
-# %% ../nbs/information/04_bounds.ipynb #c011
+# %% ../nbs/information/04_bounds.ipynb #c012
 class BoundWarning(UserWarning): "A value may exceed the mutual information."
 
 def _weights(alpha, n, m, floor, like, level=3): # log α, log β: two numbers; of a grid two tensors with a dimension in front of those of `like`
@@ -89,7 +89,7 @@ def _ml_cpc(mean, s_plus, s_minus, n, m, alpha):
     log_alpha, log_beta = _weights(alpha, n, m, alpha_floor(n, m), s_plus, level=4)
     return mean - torch.logaddexp(log_alpha + s_plus, log_beta + s_minus) + math.log(n*m)
 
-# %% ../nbs/information/04_bounds.ipynb #c017
+# %% ../nbs/information/04_bounds.ipynb #c018
 def outcomes(
     joint: Tensor, # `(X, Y)` probabilities
     n: int, # positives
@@ -141,7 +141,7 @@ def largest_violation(
             optimizer.zero_grad(); (-value.sum()).backward(); optimizer.step()
     return best - float(mutual_information(joint, 0, 1))
 
-# %% ../nbs/information/04_bounds.ipynb #c026
+# %% ../nbs/information/04_bounds.ipynb #c027
 def _log_mean(x): # of e^x over the last dimension
     return x.logsumexp(-1) - math.log(x.shape[-1])
 
@@ -173,7 +173,7 @@ def interpolated(
     top, low = (torch.logaddexp(logs[0] + _log_mean(x), logs[1] + a) for x in (torch.cat([f[..., None], g[..., 1:]], -1), g))
     return 1 + (f - top).mean(-1) - (_log_mean(g) - low).exp().mean(-1)
 
-# %% ../nbs/information/04_bounds.ipynb #c028
+# %% ../nbs/information/04_bounds.ipynb #c029
 def dv(scores: Tensor, negatives: Tensor|None = None) -> Tensor: # nats
     "Donsker-Varadhan on a mini-batch; the logarithm makes it too large on average."
     f, g = positives_and_negatives(scores, negatives)
@@ -196,7 +196,7 @@ class MINE(nn.Module):
         ratio = (now - self.log_mean).exp()
         return now.detach() - f.mean(-1) + (ratio - ratio.detach())
 
-# %% ../nbs/information/04_bounds.ipynb #c030
+# %% ../nbs/information/04_bounds.ipynb #c031
 def js_loss(scores: Tensor, negatives: Tensor|None = None) -> Tensor: # at 0 information 2 log 2
     "Binary cross-entropy of positives against negatives (f-GAN's Jensen-Shannon objective); its best critic is log r."
     f, g = positives_and_negatives(scores, negatives)
@@ -216,7 +216,7 @@ def smile(
     f, g = positives_and_negatives(scores, negatives)
     return f.mean(-1) - _log_mean(g.flatten(-2).clamp(-clip, clip))
 
-# %% ../nbs/information/04_bounds.ipynb #c032
+# %% ../nbs/information/04_bounds.ipynb #c033
 def ba(
     log_likelihood: Tensor, # `(…, n)` log q(y_i | x_i)
     entropy: float = 0., # H(y), nats; 0 leaves the bound of -H(y|x)
@@ -238,7 +238,7 @@ def leave_one_out(
     own, other = positives_and_negatives(log_likelihood.mT)
     return (own - _log_mean(other)).mean(-1)
 
-# %% ../nbs/information/04_bounds.ipynb #c039
+# %% ../nbs/information/04_bounds.ipynb #c040
 def optimal_critic(
     log_ratio: Tensor, # log r
     bound: str = "ml_cpc", # or cpc, dv, nwj, js, smile
@@ -278,7 +278,7 @@ def log_density_ratio(
     scale = torch.logaddexp(math.log(epsilon) + _log_mean(f), math.log1p(-epsilon) + _log_mean(g.flatten(-2)))
     return tuple(math.log1p(-epsilon) + x - torch.log1p(-(epsilon*x.exp()).clamp(max=1)) for x in (f - scale, g - scale))
 
-# %% ../nbs/information/04_bounds.ipynb #c047
+# %% ../nbs/information/04_bounds.ipynb #c048
 NEGATIVES = {
     "batch": "the other rows' y",
     "fresh": "m - 1 new y for all rows: another batch, or a queue of inputs that are scored again",
@@ -306,7 +306,7 @@ def standing(
 
 LINEAR, CONTRASTIVE, TOO_LARGE = ("tuba", "nwj", "interpolated", "js"), ("cpc", "ml_cpc"), ("dv", "mine", "smile")
 
-# %% ../nbs/information/04_bounds.ipynb #c050
+# %% ../nbs/information/04_bounds.ipynb #c051
 class _TiledLogSumExp(torch.autograd.Function):
     "log Σ_k exp(a_i · b_k) for each i, a tile of b at a time; the tiles are computed again for the gradient."
     @staticmethod
@@ -351,7 +351,7 @@ def ml_cpc_embedded(
         f = (a*b).sum(1)
         return _ml_cpc(f.mean(), f.logsumexp(0), s_minus, n, m, alpha)
 
-# %% ../nbs/information/04_bounds.ipynb #c056
+# %% ../nbs/information/04_bounds.ipynb #c057
 def ml_cpc_pooled(
     scores: Tensor, # `(n, n)` or `(n,)`, of this process
     negatives: Tensor|None = None, # `(n, m - 1)`, with the second form

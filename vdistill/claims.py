@@ -19,7 +19,7 @@ from torch import Tensor
 from .core import InputError, generator
 from .information import Table
 
-# %% ../nbs/information/03b_claims.ipynb #c005
+# %% ../nbs/information/03b_claims.ipynb #c006
 class Systems:
     "Many joint probability tables over the same variables, in float64; every information is a vector with an entry a system."
     def __init__(self,
@@ -58,7 +58,7 @@ class Systems:
         total = pair.sum(2, keepdim=True)
         return pair / (total + (total == 0))
 
-# %% ../nbs/information/03b_claims.ipynb #c006
+# %% ../nbs/information/03b_claims.ipynb #c007
 def kl(p: Tensor, q: Tensor) -> Tensor:
     "D_KL[p ‖ q] of probabilities along the last axis; infinite where q rules out what p allows."
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1)
@@ -80,7 +80,7 @@ def expected(
     p, q = torch.broadcast_tensors(p.detach() if detach else p, q)
     return torch.where(weights > 0, weights * divergence(p, q), 0).sum((1, 2))
 
-# %% ../nbs/information/03b_claims.ipynb #c008
+# %% ../nbs/information/03b_claims.ipynb #c009
 class Family:
     "All systems that factorise in one way, such as `y, v|y, z|v`."
     def __init__(self,
@@ -127,12 +127,12 @@ class Family:
         "Random systems."
         return self(self.logits(n, seed, scale))
 
-# %% ../nbs/information/03b_claims.ipynb #c009
+# %% ../nbs/information/03b_claims.ipynb #c010
 def shows(part) -> np.ndarray: # `(causes, values)`
     "The support of p(v | t) when value i of v shows that t is `part[i]`."
     return np.array([[p == t for p in part] for t in range(max(part) + 1)])
 
-# %% ../nbs/information/03b_claims.ipynb #c012
+# %% ../nbs/information/03b_claims.ipynb #c013
 def implies(
     premise: Tensor, # non-negative
     conclusion: Tensor, # non-negative
@@ -160,7 +160,7 @@ def search_violation(
         optimizer.zero_grad(); (-gaps.sum()).backward(); optimizer.step()
     return best, where
 
-# %% ../nbs/information/03b_claims.ipynb #c013
+# %% ../nbs/information/03b_claims.ipynb #c014
 def simple_systems(
     family: Family,
     limit: int = 200_000, # more systems than this raise
@@ -191,7 +191,7 @@ def smallest_counterexample(
 
 TOLERANCE = 1e-9 # nats: more than rounding
 
-# %% ../nbs/information/03b_claims.ipynb #c014
+# %% ../nbs/information/03b_claims.ipynb #c015
 def outcomes(
     table: Table,
     posteriors=(), # pairs (target, given) to show beside, as `("y", "z")`
@@ -206,7 +206,7 @@ def outcomes(
         frame[f"p({target}|{given})"] = [f"({', '.join(map(fraction, rows[k]))})" for k in frame[given]]
     return frame
 
-# %% ../nbs/information/03b_claims.ipynb #c018
+# %% ../nbs/information/03b_claims.ipynb #c019
 @dataclass(frozen=True)
 class Claim:
     "A statement about systems that can be tested."
@@ -238,7 +238,7 @@ def check(
                          drawn=gaps.max().item(), searched=search_violation(claim.gap, FAMILIES[name], seed=seed, **search)[0]))
     return pd.DataFrame(rows)
 
-# %% ../nbs/information/03b_claims.ipynb #c019
+# %% ../nbs/information/03b_claims.ipynb #c020
 def verdict(
     rows: pd.DataFrame, # of `check`, one claim
 ) -> str: # "holds always" (in all families tested), "holds if …" or "fails"
@@ -262,7 +262,7 @@ def _in_a_line(table):
     frame = outcomes(table)
     return f"{''.join(f'({n})' if len(n) > 1 else n for n in table.names)}: " + ", ".join(f"{''.join(map(str, row[:-1]))} {row[-1]}" for row in frame.itertuples(index=False))
 
-# %% ../nbs/information/03b_claims.ipynb #c022
+# %% ../nbs/information/03b_claims.ipynb #c023
 FAMILIES["y → x → v → z"] = Family("y, x|y, v|x, z|v", y=2, x=3, v=3, z=3)
 FAMILIES["z sees y as well"] = Family("y, v|y, z|v y", y=2, v=3, z=3)
 _CHAIN, _PEEKING = Family("y, v|y, z|v", y=2, v=2, z=2), Family("y, v|y, z|v y", y=2, v=2, z=2)
@@ -277,7 +277,7 @@ claim("(5)", "I(v;z) = I(z;y) + I(v;z|y)", lambda s: (s.I("v", "z") - s.I("z", "
 claim("(6)", "I(v;z) ≤ I(v;y) + I(v;z|y)", lambda s: s.I("v", "z") - s.I("v", "y") - s.I("v", "z", "y"), *_ONE, because="I(v;z) ≤ I(v;y z), chain rule")
 claim("(6), slack", "the slack of (6) is I(v;y|z): equality iff v holds no label information beyond z", lambda s: (s.I("v", "y") + s.I("v", "z", "y") - s.I("v", "z") - s.I("v", "y", "z")).abs(), *_ONE, because="chain rule of I(v;y z)")
 
-# %% ../nbs/information/03b_claims.ipynb #c027
+# %% ../nbs/information/03b_claims.ipynb #c028
 FAMILIES["two encoders of one v"] = Family("y, v|y, z|v, w|v", y=2, v=4, z=3, w=3)
 
 claim("(7) and I(v;z|y)", "the encoder that loses less, I(v;y) − I(z;y), also carries less, I(v;z|y)",
@@ -285,7 +285,7 @@ claim("(7) and I(v;z|y)", "the encoder that loses less, I(v;y) − I(z;y), also 
 claim("(7), I(v;z) held fixed", "I(v;z|y) = [I(v;y) − I(z;y)] + I(v;z) − I(v;y): they fall together at fixed I(v;z)",
       lambda s: (s.I("v", "z", "y") - lost(s) - s.I("v", "z") + s.I("v", "y")).abs(), *_ONE, small=_PEEKING, because="(5)")
 
-# %% ../nbs/information/03b_claims.ipynb #c033
+# %% ../nbs/information/03b_claims.ipynb #c034
 FAMILIES["chain, classifiers a of v and b of z"] = Family("y, v|y, z|v, a|v, b|z", y=2, v=3, z=3, a=2, b=2)
 FAMILIES["two classifiers, z sees y as well"] = Family("y, v|y, z|v y, a|v, b|z", y=2, v=3, z=3, a=2, b=2)
 _GUESSES = Family("y, v|y, z|v, a|v, b|z", y=2, v=2, z=2, a=2, b=2)
@@ -302,7 +302,7 @@ claim("Corollary 1, classifier on z", "E KL[P_v‖q_z] = I(v;y) − I(z;y) + E K
       lambda s: (expected(kl, s, "v", "z", ("y", "b")) - lost(s) - (s.marginal("z") * kl(s.posterior("y", "z"), s.posterior("b", "z"))).sum(1)).abs(), "chain, classifiers a of v and b of z", "two classifiers, z sees y as well", small=Family("y, v|y, z|v y, b|z", y=2, v=2, z=2, b=2), because="Pythagoras: E[P_v|z] = P_z")
 claim("averaged predictions", "KL[E P_v‖E P_z] = 0 makes z sufficient", lambda s: implies(_averaged(s).clamp(min=0), lost(s)), "y → x → v → z", small=_CHAIN)
 
-# %% ../nbs/information/03b_claims.ipynb #c056
+# %% ../nbs/information/03b_claims.ipynb #c057
 _T = (0, 1, 1)                                                               # v = 0 shows t = 0; v = 1 and v = 2 both show t = 1
 _BOTH = shows(_T)[:, :, None] & shows(_T)[:, None, :]
 _SAME = np.array([[a == b for b in _T] for a in _T])
@@ -318,13 +318,13 @@ FAMILIES["z1 sees both views"] = Family("y, v1 v2|y, z1|v1 v2", y=2, v1=3, v2=3,
 _VIEWS = ("each view sufficient", "any two views", "views independent given y", "complementary views")
 _PAIR, _LEFT = Family("y, v1 v2|y, z1|v1, z2|v2", y=2, v1=2, v2=2, z1=2, z2=2), Family("y, v1 v2|y, z1|v1", y=2, v1=2, v2=2, z1=2)
 
-# %% ../nbs/information/03b_claims.ipynb #c059
+# %% ../nbs/information/03b_claims.ipynb #c060
 claim("I(v1;z1), decomposition", "I(v1;z1) = I(v1;z1|v2) + I(z1;v2)", lambda s: (s.I("v1", "z1") - s.I("v1", "z1", "v2") - s.I("z1", "v2")).abs(),
       "z1 sees v1 only", "z1 sees both views", small=Family("y, v1 v2|y, z1|v1 v2", y=1, v1=2, v2=2, z1=2), because="chain rule of I(v1 v2;z1), I(z1;v2|v1) = 0")
 claim("(14)", "I(z1;v2) = I(v2;z1|y) + I(z1;y)", lambda s: (s.I("z1", "v2") - s.I("v2", "z1", "y") - s.I("z1", "y")).abs(), *_VIEWS, small=_LEFT, because="chain rule of I(z1;v2 y), I(z1;y|v2) = 0")
 claim("(14), in general", "I(z1;v2) = I(v2;z1|y) + I(z1;y) − I(z1;y|v2)", lambda s: (s.I("z1", "v2") - s.I("v2", "z1", "y") - s.I("z1", "y") + s.I("z1", "y", "v2")).abs(), *_VIEWS, because="chain rule of I(z1;v2 y)")
 
-# %% ../nbs/information/03b_claims.ipynb #c063
+# %% ../nbs/information/03b_claims.ipynb #c064
 def code_divergence(s: Systems) -> Tensor:
     "E KL[p(z1|v1) ‖ p(z2|v2)] over pairs of views, for codes over the same letters."
     return expected(kl, s, "v1", "v2", ("z1", "z2"))
@@ -334,7 +334,7 @@ claim("bound by KL of p(y|z)", "I(v1;z1|v2) ≤ E KL[P_z1‖P_z2]", lambda s: s.
 claim("bound by JS of p(y|z)", "I(v1;z1|v2) ≤ E JS[P_z1‖P_z2]", lambda s: s.I("v1", "z1", "v2") - expected(js, s, "z1", "z2"), *_BOUNDS, small=_PAIR)
 claim("bound by KL of p(z|v)", "I(v1;z1|v2) ≤ E KL[p(z1|v1)‖p(z2|v2)]", lambda s: s.I("v1", "z1", "v2") - code_divergence(s), *_BOUNDS, because="p(z1|v2) is the best guess of z1 from v2")
 
-# %% ../nbs/information/03b_claims.ipynb #c068
+# %% ../nbs/information/03b_claims.ipynb #c069
 def inconsistency(s: Systems) -> Tensor:
     "What the poorer of two codes lacks of I(v1 v2; y); zero for view-consistent codes."
     return s.I("v1 v2", "y") - torch.minimum(s.I("z1", "y"), s.I("z2", "y"))
@@ -351,7 +351,7 @@ claim("Theorem 2, with sufficient codes", "I(z_k;y) = I(v_k;y) makes the codes v
       "each view sufficient", "views and codes sufficient", "any two views", small=_PAIR, because="I(z_k;y) = I(v_k;y) = I(v1 v2;y)")
 claim("Theorem 2, converse", "view-consistent codes satisfy the conditions", lambda s: implies(inconsistency(s), theorem_2_condition(s)), "each view sufficient", small=_PAIR, such_that=_sufficient)
 
-# %% ../nbs/information/03b_claims.ipynb #c072
+# %% ../nbs/information/03b_claims.ipynb #c073
 def with_opinion(s: Systems, view: str, name: str = "u") -> Systems:
     "Add a label drawn from p(y|view) without looking at the true one."
     letter = dict(zip(s.names, map(chr, range(97, 123))))
@@ -371,7 +371,7 @@ claim("(15)", "E KL[P_v2‖P_z1] = I(v2;y) − I(z1;y)", lambda s: (vcd_term(s) 
 claim("(15), in general", "E KL[P_v2‖P_z1] = I(v2;y) − I(z1;u) + E KL[p(u|z1)‖P_z1], u from P_v2", lambda s: (vcd_term(s) - opinion_gap(s)).abs() / (1 + vcd_term(s)), *_VIEWS, because="Pythagoras: E[P_v2|z1] = p(u|z1)")
 claim("(15) equals (8)", "E KL[P_v2‖P_z1] = E KL[P_v1‖P_z1]: VCD is VSD", lambda s: (vcd_term(s) - vcd_term(s, "v1")).abs(), *_VIEWS, small=_LEFT, because="P_v1 = P_v2 wherever both occur")
 
-# %% ../nbs/information/03b_claims.ipynb #c079
+# %% ../nbs/information/03b_claims.ipynb #c080
 def distillation_terms(s: Systems) -> tuple: # VSD and VCD, each summed over both views, and VML
     "The three losses with true posteriors."
     return vcd_term(s, "v1", "z1") + vcd_term(s, "v2", "z2"), vcd_term(s, "v2", "z1") + vcd_term(s, "v1", "z2"), expected(js, s, "z1", "z2")
@@ -379,7 +379,7 @@ def distillation_terms(s: Systems) -> tuple: # VSD and VCD, each summed over bot
 claim("VSD = 0 makes VCD and VML zero", "once VSD is zero in both views, VCD and VML are zero", lambda s: implies(distillation_terms(s)[0], distillation_terms(s)[1] + distillation_terms(s)[2]),
       "each view sufficient", "any two views", "complementary views", small=_PAIR, because="P_z1 = P_v1 = P_v2 = P_z2")
 
-# %% ../nbs/information/03b_claims.ipynb #c082
+# %% ../nbs/information/03b_claims.ipynb #c083
 def coin_information(s: Systems) -> Tensor:
     "I(u; c | z1 z2): a fair coin c picks the code whose prediction the guess u is drawn from."
     guesses = torch.stack(torch.broadcast_tensors(s.posterior("y", "z1")[:, :, None], s.posterior("y", "z2")[:, None]), 3) / 2
@@ -391,9 +391,9 @@ claim("VML = 0, equal information", "VML = 0 gives I(z1;y) = I(z2;y)", lambda s:
 claim("VML = 0, consistency", "VML = 0 makes the codes view-consistent", lambda s: implies(expected(js, s, "z1", "z2"), inconsistency(s)), *_EVERY, small=_PAIR, such_that=_sufficient, because="sufficient codes are consistent without it")
 claim("VML = 0, one code sufficient", "VML = 0 and VSD = 0 in one view make the codes view-consistent", lambda s: implies(expected(js, s, "z1", "z2") + lost(s, "v1", "z1"), inconsistency(s)), "each view sufficient", "any two views", small=_PAIR, because="I(z2;y) = I(z1;y) = I(v1;y) = I(v1 v2;y)")
 
-# %% ../nbs/information/03b_claims.ipynb #c086
+# %% ../nbs/information/03b_claims.ipynb #c087
 claim("against MIB, different views", "view-consistent codes exist, also when the views hold different label information", lambda s: s.I("v1 v2", "y") - torch.minimum(s.I("v1", "y"), s.I("v2", "y")), *_VIEWS, small=_PAIR, because="z_k = v_k is consistent")
 claim("against MIB, irrelevant but shared", "VSD = VCD = VML = 0 removes I(v2;z1|y)", lambda s: implies(sum(distillation_terms(s)), s.I("v2", "z1", "y")), "each view sufficient", "any two views", small=_PAIR)
 
-# %% ../nbs/information/03b_claims.ipynb #c090
+# %% ../nbs/information/03b_claims.ipynb #c091
 claim("(17), its DML term", "E KL[P_v1‖P_v2] + E KL[P_v2‖P_v1] = 0: exact posteriors of two views agree", lambda s: vcd_term(s, "v1", "v2") + vcd_term(s, "v2", "v1"), *_VIEWS, small=_LEFT, because="P_v1 = P_v2 wherever both occur")

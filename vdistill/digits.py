@@ -18,7 +18,7 @@ from .estimation import estimate_mi
 from .evaluation import run_columns
 from .knowledge_distillation import CRD, KD, VID, VSD, FitNet, InBatch, Net, Outputs, fit
 
-# %% ../nbs/experiments/digits_distillation.ipynb #c005
+# %% ../nbs/experiments/digits_distillation.ipynb #c006
 STUDENT, TEACHER = dict(features=16, hidden=16), dict(features=64, hidden=256, layers=2)
 METHODS = { # name -> (what makes the loss from the student's labels, weights to choose from)
     "labels alone": (None, (0.,)),
@@ -53,7 +53,7 @@ def seeded(make, *key, seed: int): # what `make` makes from random numbers of th
         torch.manual_seed(generator(*key, seed=seed).initial_seed())
         return make()
 
-# %% ../nbs/experiments/digits_distillation.ipynb #c006
+# %% ../nbs/experiments/digits_distillation.ipynb #c007
 def open_seed(seed: int) -> tuple: # (parts, teacher, its outputs on the student's images)
     "Data and a trained teacher."
     parts = digits(seed)
@@ -92,7 +92,7 @@ def chosen(
     best = table[table.split == "validation"].groupby(["method", "weight"], sort=False).value.mean().groupby("method", sort=False).idxmax()
     return table[(table.split == "test") & pd.Series(list(zip(table.method, table.weight)), index=table.index).isin(set(best))]
 
-# %% ../nbs/experiments/digits_distillation.ipynb #c011
+# %% ../nbs/experiments/digits_distillation.ipynb #c012
 def shared_information(
     seed: int,
     methods=("labels alone", "KD", "VID", "ML-CRD, α = 0.1"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .core import InputError
 from .information import _log_probabilities, js_divergence, kl_divergence
 
-# %% ../nbs/information/03_distillation.ipynb #c009
+# %% ../nbs/information/03_distillation.ipynb #c010
 def vsd_loss(
     observation_logits: Tensor, # `(B, C)`, logits of P_v, the teacher
     representation_logits: Tensor, # `(B, C)`, logits of P_z, the student
@@ -23,7 +23,7 @@ def vsd_loss(
     if detach: observation_logits = observation_logits.detach()
     return kl_divergence(observation_logits, representation_logits, temperature, reduction)
 
-# %% ../nbs/information/03_distillation.ipynb #c024
+# %% ../nbs/information/03_distillation.ipynb #c025
 def vml_loss(
     representation_logits_1: Tensor, # `(B, C)`, logits of P_z1
     representation_logits_2: Tensor, # `(B, C)`, logits of P_z2, row by row the other view of the same
@@ -33,7 +33,7 @@ def vml_loss(
     "Variational mutual learning, D_JS[P_z1 ‖ P_z2] (Tian et al. 2021)."
     return js_divergence(representation_logits_1, representation_logits_2, temperature, reduction)
 
-# %% ../nbs/information/03_distillation.ipynb #c033
+# %% ../nbs/information/03_distillation.ipynb #c034
 def vcd_loss(
     other_observation_logits: Tensor, # `(B, C)`, logits of P_v2, the teacher in the other view
     representation_logits: Tensor, # `(B, C)`, logits of P_z1, row by row the same thing
@@ -44,7 +44,7 @@ def vcd_loss(
     "Variational cross-distillation, D_KL[P_v2 ‖ P_z1] (Tian et al. 2021, eq. 15)."
     return vsd_loss(other_observation_logits, representation_logits, temperature, reduction, detach)
 
-# %% ../nbs/information/03_distillation.ipynb #c039
+# %% ../nbs/information/03_distillation.ipynb #c040
 class VariationalDistillation(nn.Module):
     "β (w₁ VSD + w₂ VCD + w₃ VML), the distillation part of eq. 16 (Tian et al. 2021), with every term by name."
     reads = ("v_logits", "z_logits") # what an entry of `specific` and `shared` holds
@@ -88,7 +88,7 @@ def _pairs(specific, shared):
     if not pairs: raise InputError("nothing to distil: pass specific=[(v, z), ...] or shared=((v1, z1), (v2, z2))")
     return pairs
 
-# %% ../nbs/information/03_distillation.ipynb #c049
+# %% ../nbs/information/03_distillation.ipynb #c050
 def released_loss(
     observation_logits: Tensor, # `(B, C)`, detached
     representation_logits: Tensor, # `(B, C)`

@@ -23,7 +23,7 @@ from .bounds import MINE, alpha_floor, ceiling
 from .core import InputError, generator, half_width
 from .information import mutual_information
 
-# %% ../nbs/information/05_estimation.ipynb #c005
+# %% ../nbs/information/05_estimation.ipynb #c006
 class Task(NamedTuple):
     "Pairs of vectors whose mutual information is known."
     name: str
@@ -38,7 +38,7 @@ class Task(NamedTuple):
         "Draw pairs."
         return self.draw(n, generator("task", self.name, seed=seed))
 
-# %% ../nbs/information/05_estimation.ipynb #c007
+# %% ../nbs/information/05_estimation.ipynb #c008
 def correlation_for(
     mutual_information: float, # nats, of all dimensions
     dim: int,
@@ -61,7 +61,7 @@ def correlated_gaussian(
         return x, y**3 if cubic else y
     return Task(f"{'cubic' if cubic else 'Gaussian'} {dim}d", draw, float(mutual_information))
 
-# %% ../nbs/information/05_estimation.ipynb #c009
+# %% ../nbs/information/05_estimation.ipynb #c010
 def student_t(
     mutual_information: float = 0., # nats of the Gaussian part; the tails add to it
     dim: int = 2, # of x and of y
@@ -78,7 +78,7 @@ def student_t(
         return x/length, (rho*x + math.sqrt(1 - rho**2)*e)/length
     return Task(f"Student-t {dim}d", draw, float(mutual_information + 2*h(dim) - h(2*dim)))
 
-# %% ../nbs/information/05_estimation.ipynb #c011
+# %% ../nbs/information/05_estimation.ipynb #c012
 def asinh(task: Task) -> Task:
     "asinh of every coordinate of y."
     return task._replace(name=f"asinh of {task.name}", draw=lambda n, g: (lambda x, y: (x, y.asinh()))(*task.draw(n, g)))
@@ -96,7 +96,7 @@ def spiral(
         return torch.cat([a*angle.cos() - b*angle.sin(), a*angle.sin() + b*angle.cos()], 1), y
     return task._replace(name=f"spiral of {task.name}", draw=draw)
 
-# %% ../nbs/information/05_estimation.ipynb #c013
+# %% ../nbs/information/05_estimation.ipynb #c014
 def additive_noise(
     width: float = .1, # ε: the noise is uniform between -ε and ε
 ) -> Task:
@@ -131,7 +131,7 @@ def discrete(
         return F.one_hot(k // p.shape[1], p.shape[0]).float(), F.one_hot(k % p.shape[1], p.shape[1]).float()
     return Task(f"discrete {'x'.join(map(str, p.shape))}", draw, float(mutual_information(p, 0, 1)))
 
-# %% ../nbs/information/05_estimation.ipynb #c018
+# %% ../nbs/information/05_estimation.ipynb #c020
 def mlp(
     inputs: int, outputs: int,
     hidden: int = 256,
@@ -172,7 +172,7 @@ class HypersphereCritic(nn.Module):
 
 CRITICS = dict(separable=SeparableCritic, joint=JointCritic, bilinear=BilinearCritic, hypersphere=HypersphereCritic)
 
-# %% ../nbs/information/05_estimation.ipynb #c021
+# %% ../nbs/information/05_estimation.ipynb #c023
 class Objective(NamedTuple):
     "What is reported, and what is trained."
     value: Callable # scores -> nats
@@ -213,7 +213,7 @@ class MIEstimate:
         lines = [f"{self.value:.3f} nats {about} ({self.bound}" + f", α = {self.alpha:g}"*(self.bound in ("cpc", "ml_cpc")) + f", {self.critic} critic, batches of {self.batch}{top}; {self.pairs[2]} held-out pairs)"]
         return "\n".join(lines + [f"  careful: {r}" for r in self.remarks])
 
-# %% ../nbs/information/05_estimation.ipynb #c022
+# %% ../nbs/information/05_estimation.ipynb #c024
 class Plan(NamedTuple):
     "How a critic is trained."
     batch: int = 128 # pairs of a batch: n = m
@@ -274,7 +274,7 @@ def estimate_mi(
     for remark in estimate.remarks: warnings.warn(remark, EstimateWarning, stacklevel=2)
     return estimate
 
-# %% ../nbs/information/05_estimation.ipynb #c023
+# %% ../nbs/information/05_estimation.ipynb #c025
 def as_columns(
     values, # array, tensor, series or data frame
     name: str = "x", # for messages
@@ -349,7 +349,7 @@ def mean_and_error(values: Tensor) -> tuple: # nats; the error counts each pair 
     "Mean over held-out batches and its standard error."
     return float(values.mean()), float(values.std()/(len(values)/PASSES)**.5) if len(values) > PASSES else 0.
 
-# %% ../nbs/information/05_estimation.ipynb #c025
+# %% ../nbs/information/05_estimation.ipynb #c027
 def doubts(
     estimate: MIEstimate,
 ) -> list: # sentences
@@ -367,7 +367,7 @@ def doubts(
     if bounds.standing(estimate.bound, "batch", n, n, estimate.alpha) == "not a bound": said.append(f"{estimate.bound}" + f" at α = {estimate.alpha:g}"*(estimate.bound in ("cpc", "ml_cpc")) + " is not a lower bound: the value may be above the truth")
     return said
 
-# %% ../nbs/information/05_estimation.ipynb #c031
+# %% ../nbs/information/05_estimation.ipynb #c033
 def self_consistency(
     x, y, # as for `estimate_mi`
     seed: int = 0, # of the shuffling
@@ -393,7 +393,7 @@ def self_consistency(
         row |= dict(expected=low if low == high else high, holds=None if row is base else low - slack <= row["value"] <= high + slack)
     return pd.DataFrame(rows).replace(math.inf, math.nan)
 
-# %% ../nbs/information/05_estimation.ipynb #c034
+# %% ../nbs/information/05_estimation.ipynb #c036
 STAGES = (2., 4., 6., 8., 10.) # nats
 
 def staircase(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import InputError, generator, half_width
 
-# %% ../nbs/reid/15_evaluation.ipynb #c006
+# %% ../nbs/reid/15_evaluation.ipynb #c007
 def pairwise_distances(
     a: Tensor, # `(Q, D)` features
     b: Tensor, # `(G, D)` features
@@ -37,7 +37,7 @@ def _features(x, name):
     if not x.isfinite().all(): raise InputError(f"features {name} hold {int((~x.isfinite()).sum())} values that are NaN or infinite; look at the training's loss before its scores")
     return x
 
-# %% ../nbs/reid/15_evaluation.ipynb #c009
+# %% ../nbs/reid/15_evaluation.ipynb #c010
 def _sorted(d): # each row's values
     return torch.from_numpy(np.sort(d.numpy(), axis=1)) if d.device.type == "cpu" else d.sort(dim=1).values
 
@@ -47,24 +47,24 @@ def _counts(d, match): # n and c of each query's matches, nearest first, then ze
     counts = (torch.searchsorted(x, near, right=True) for x in (_sorted(d), near))
     return [x.masked_fill(torch.arange(near.shape[1], device=d.device) >= m, 0) for x in counts]
 
-# %% ../nbs/reid/15_evaluation.ipynb #c011
+# %% ../nbs/reid/15_evaluation.ipynb #c012
 def _first_rank(n, c): # eq. (1), counting images
     return 1 + (n - c)[:, 0]
 
-# %% ../nbs/reid/15_evaluation.ipynb #c013
+# %% ../nbs/reid/15_evaluation.ipynb #c014
 def _average_precision(n, c): # eq. (2); added from the left, so that the zeros of the padding change no bit
     return (c.double() / n.clamp_min(1)).cumsum(1)[:, -1] / c.amax(1)
 
-# %% ../nbs/reid/15_evaluation.ipynb #c015
+# %% ../nbs/reid/15_evaluation.ipynb #c016
 def _inverse_negative_penalty(n, c): # eq. (3)
     return c.amax(1).double() / n.amax(1)
 
-# %% ../nbs/reid/15_evaluation.ipynb #c019
+# %% ../nbs/reid/15_evaluation.ipynb #c020
 def _first_rank_of_identity(d, query_codes, gallery_codes, identities):
     nearest = d.new_full((len(d), identities), torch.inf).scatter_reduce(1, gallery_codes.expand(len(d), -1), d, "amin")
     return (nearest <= nearest.gather(1, query_codes[:, None])).sum(1)
 
-# %% ../nbs/reid/15_evaluation.ipynb #c021
+# %% ../nbs/reid/15_evaluation.ipynb #c022
 @dataclass(frozen=True)
 class RetrievalScores:
     "What a ranking is worth; fractions in 0..1."
@@ -87,7 +87,7 @@ class RetrievalScores:
 
     def __repr__(self): return ", ".join(f"{k} {v:.1f}" for k, v in self.percent().items()) + f" (%, {self.valid_queries} queries)"
 
-# %% ../nbs/reid/15_evaluation.ipynb #c023
+# %% ../nbs/reid/15_evaluation.ipynb #c024
 def _identities(ids, name, length=None):
     ids = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if ids.ndim != 1: raise InputError(f"{name} has shape {ids.shape}; needed: one identity an image")
@@ -114,7 +114,7 @@ def _checked(distances, exclude): # a float matrix, excluded pairs moved to infi
     if bad.any(): raise InputError(f"{int(bad.sum())} of {d.numel()} distances are NaN or infinite, the first for query {int(bad.any(1).nonzero()[0])}")
     return d if exclude is None else d.masked_fill(exclude, torch.inf)
 
-# %% ../nbs/reid/15_evaluation.ipynb #c024
+# %% ../nbs/reid/15_evaluation.ipynb #c025
 @torch.no_grad()
 def retrieval_scores(
     distances, # `(Q, G)`, finite; tensor (any device) or array
@@ -143,7 +143,7 @@ def retrieval_scores(
     return RetrievalScores(curve, float(ap[valid].mean()), float(inp[valid].mean()), int(valid.sum()),
                            np.where(valid, first, 0), np.where(valid, ap, np.nan), np.where(valid, inp, np.nan))
 
-# %% ../nbs/reid/15_evaluation.ipynb #c041
+# %% ../nbs/reid/15_evaluation.ipynb #c042
 def _chance(n, m): # eq. (4) for one query with m matches among n
     k = np.arange(1, n + 1)
     missed = np.cumprod(np.maximum(n - m - k + 1, 0) / (n - k + 1))
@@ -166,7 +166,7 @@ def chance_scores(
     curve, ap, inp = (np.average(x, axis=0, weights=counts) for x in (curves, aps, inps))
     return RetrievalScores(curve, float(ap), float(inp), int(counts.sum()))
 
-# %% ../nbs/reid/15_evaluation.ipynb #c050
+# %% ../nbs/reid/15_evaluation.ipynb #c051
 def _in_both(table): # the identities that can be searched across modalities, in order
     seen = table.groupby("identity").modality.nunique()
     ids = np.sort(seen.index[seen == 2].to_numpy())
@@ -205,7 +205,7 @@ def protocol_text(
     notes += [f"some with only {fewest} images"] if protocol.shots and fewest < protocol.shots else []
     return str(protocol) + (f" ({', '.join(notes)})" if notes else "")
 
-# %% ../nbs/reid/15_evaluation.ipynb #c054
+# %% ../nbs/reid/15_evaluation.ipynb #c055
 DIRECTIONS = ("infrared→visible", "visible→infrared") # query→gallery
 
 def _rows(feature, direction, scores): return [dict(feature=feature, direction=direction, metric=metric, value=value) for metric, value in scores.percent().items()]
@@ -240,7 +240,7 @@ def mean_over_draws(
     keys = [c for c in table if c != "value"]
     return table.groupby(keys, sort=False, as_index=False, dropna=False).value.mean().to_dict("records")
 
-# %% ../nbs/reid/15_evaluation.ipynb #c055
+# %% ../nbs/reid/15_evaluation.ipynb #c056
 @torch.no_grad()
 def evaluate(
     dataset, # with `records`, `images(indices, draw=…)` and a default `protocol`
@@ -272,7 +272,7 @@ def extract_features(
     parts = [extract(dataset.images(batch, draw=draw), modality) for batch in np.array_split(indices, -(-len(indices)//batch_size))]
     return {name: torch.cat([torch.as_tensor(p[name]) for p in parts]) for name in parts[0]}
 
-# %% ../nbs/reid/15_evaluation.ipynb #c058
+# %% ../nbs/reid/15_evaluation.ipynb #c059
 COLUMNS = ("dataset", "method", "seed", "split", "feature", "direction", "protocol", "metric", "value", "seconds", "device", "versions", "commit")
 
 @functools.cache
@@ -302,7 +302,7 @@ def results_frame(
     if missing: raise InputError(f"results without {', '.join(missing)}; pass them as arguments (device, versions and commit come from run_columns)")
     return table[[*COLUMNS, *(c for c in table if c not in COLUMNS)]]
 
-# %% ../nbs/reid/15_evaluation.ipynb #c062
+# %% ../nbs/reid/15_evaluation.ipynb #c063
 RUN = ("dataset", "method", "split", "feature", "direction", "protocol", "metric") # what makes two values comparable
 
 def _one_value_a_seed(results):
@@ -333,7 +333,7 @@ def paired_differences(
     if not len(difference): raise InputError(f"{method!r} and {reference!r} have no seed and metric in common; methods there: {', '.join(map(str, results.method.unique()))}")
     return summarize(difference.assign(method=f"{method} - {reference}"))
 
-# %% ../nbs/reid/15_evaluation.ipynb #c070
+# %% ../nbs/reid/15_evaluation.ipynb #c071
 def _grey(images): # (B, H, W) float32, 0..255
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8: raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")

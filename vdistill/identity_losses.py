@@ -12,7 +12,7 @@ from torch import Tensor
 from .core import InputError
 from .information import kl_divergence
 
-# %% ../nbs/reid/14_identity_losses.ipynb #c008
+# %% ../nbs/reid/14_identity_losses.ipynb #c009
 def unit_distances(
     a: Tensor, # `(n, d)`
     b: Tensor, # `(m, d)`
@@ -21,7 +21,7 @@ def unit_distances(
     a, b = (F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1) for x in (a, b))
     return (2 - 2*a@b.T).clamp_min(1e-7).sqrt()
 
-# %% ../nbs/reid/14_identity_losses.ipynb #c009
+# %% ../nbs/reid/14_identity_losses.ipynb #c010
 def cross_modal_triplet(
     visible: Tensor, # `(n, d)` features
     infrared: Tensor, # `(m, d)` features
@@ -37,7 +37,7 @@ def cross_modal_triplet(
     same = visible_label[:, None] == infrared_label[None, :]
     return .5*(hardest(distances, same, sharpness) + hardest(distances.T, same.T, sharpness))
 
-# %% ../nbs/reid/14_identity_losses.ipynb #c010
+# %% ../nbs/reid/14_identity_losses.ipynb #c011
 def hardest(
     distances: Tensor, # `(n, m)`, anchors in rows
     same: Tensor, # `(n, m)` bool, True: same identity
@@ -50,7 +50,7 @@ def hardest(
     gap = torch.where(usable, furthest - nearest, 0)
     return (F.softplus(sharpness*gap)*usable).sum()/usable.sum().clamp_min(1)
 
-# %% ../nbs/reid/14_identity_losses.ipynb #c018
+# %% ../nbs/reid/14_identity_losses.ipynb #c019
 def mutual_learning(
     logits_1: Tensor, # `(B, C)`
     logits_2: Tensor, # `(B, C)`, paired with `logits_1` row by row

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import InputError
 
-# %% ../nbs/information/01_information.ipynb #c005
+# %% ../nbs/information/01_information.ipynb #c006
 class Table:
     "A joint probability table in float64 (numpy or torch), with a name for each axis."
     def __init__(self,
@@ -43,7 +43,7 @@ class Table:
 
     def __repr__(self): return f"Table({', '.join(f'{n}: {k}' for n, k in zip(self.names, self.p.shape))})"
 
-# %% ../nbs/information/01_information.ipynb #c008
+# %% ../nbs/information/01_information.ipynb #c009
 def marginal(
     table, # a `Table`, or an array
     keep, # the axes to keep
@@ -76,7 +76,7 @@ def _pair(table, first, second):
     p = marginal(table, [table.names[i], table.names[j]]).p
     return p if i < j else p.T
 
-# %% ../nbs/information/01_information.ipynb #c011
+# %% ../nbs/information/01_information.ipynb #c012
 def extend(
     table: Table, # over the variables so far
     name: str, # the new variable
@@ -101,7 +101,7 @@ def random_distribution(
     noise = torch.randn(*shape, generator=generator, dtype=torch.float64)
     return (scale * noise).softmax(-1).numpy()
 
-# %% ../nbs/information/01_information.ipynb #c014
+# %% ../nbs/information/01_information.ipynb #c015
 def entropy(
     table, # a `Table`, or an array of probabilities
     axes=None, # the variables, by name or position; None: all
@@ -118,7 +118,7 @@ def _joint_entropy(table, keep):
     if torch.is_tensor(p): return torch.special.entr(p).sum()
     return float(-(p * np.log(np.where(p > 0, p, 1))).sum())
 
-# %% ../nbs/information/01_information.ipynb #c018
+# %% ../nbs/information/01_information.ipynb #c019
 def mutual_information(
     joint, # a `Table`, or an array of probabilities
     a, # one variable or several, by name or position
@@ -130,7 +130,7 @@ def mutual_information(
     a, b, c = (set(joint.axes(x)) for x in (a, b, given))
     return _joint_entropy(joint, a | c) + _joint_entropy(joint, b | c) - _joint_entropy(joint, a | b | c) - _joint_entropy(joint, c)
 
-# %% ../nbs/information/01_information.ipynb #c021
+# %% ../nbs/information/01_information.ipynb #c022
 def interaction_information(
     table, # a `Table`, or an array of probabilities
     a, # one variable or several, by name or position
@@ -142,7 +142,7 @@ def interaction_information(
     table = as_table(table)
     return mutual_information(table, a, b, given) - mutual_information(table, a, b, {*table.axes(c), *table.axes(given)})
 
-# %% ../nbs/information/01_information.ipynb #c028
+# %% ../nbs/information/01_information.ipynb #c029
 def relative_entropy(
     p, # a `Table`, or an array of probabilities
     q, # a table of the same shape over the same names
@@ -156,7 +156,7 @@ def relative_entropy(
     with np.errstate(divide="ignore"): ratio = np.log(np.where(p.p > 0, p.p, 1)) - np.log(np.where(p.p > 0, q.p, 1))
     return float((p.p * ratio).sum())
 
-# %% ../nbs/information/01_information.ipynb #c031
+# %% ../nbs/information/01_information.ipynb #c032
 def information_regions(
     table, # a `Table`, or an array of probabilities
     variables=None, # names or positions; None: all of the table
@@ -170,7 +170,7 @@ def information_regions(
     joined = lambda t, r: tuple(n for n in names if n in t or n in r)
     return {s: -sum((-1) ** len(t) * H[joined(t, rest(s))] for t in subsets(s)) for s in subsets(names) if s}
 
-# %% ../nbs/information/01_information.ipynb #c039
+# %% ../nbs/information/01_information.ipynb #c040
 def _log_probabilities(p_logits, q_logits, temperature):
     if p_logits.ndim != 2 or p_logits.shape != q_logits.shape:
         raise InputError(f"two (B, C) logit tensors of one shape are needed, got {tuple(p_logits.shape)} and {tuple(q_logits.shape)}")
@@ -188,7 +188,7 @@ def _reduce(values, reduction):
     if reduction == "mean": raise InputError("reduction='mean' is refused: in F.kl_div it divides by B*C, which makes the loss C times too small; use 'batchmean'")
     raise InputError(f"reduction must be 'none', 'sum' or 'batchmean', got {reduction!r}")
 
-# %% ../nbs/information/01_information.ipynb #c040
+# %% ../nbs/information/01_information.ipynb #c041
 def kl_divergence(
     p_logits: Tensor, # `(B, C)`, the reference
     q_logits: Tensor, # `(B, C)`, the approximation
@@ -202,7 +202,7 @@ def kl_divergence(
     kl = (p * log_ratio - p + q).sum(1).clamp(min=0)
     return _reduce(kl, reduction)
 
-# %% ../nbs/information/01_information.ipynb #c045
+# %% ../nbs/information/01_information.ipynb #c046
 def cross_entropy(
     target_logits: Tensor, # `(B, C)`, the target distribution P
     logits: Tensor, # `(B, C)`, the prediction Q
@@ -214,7 +214,7 @@ def cross_entropy(
     p = log_p.exp()
     return _reduce(-(p * torch.where(p > 0, log_q, 0)).sum(1), reduction)
 
-# %% ../nbs/information/01_information.ipynb #c051
+# %% ../nbs/information/01_information.ipynb #c052
 def js_divergence(
     p_logits: Tensor, # `(B, C)`
     q_logits: Tensor, # `(B, C)`
@@ -230,7 +230,7 @@ def js_divergence(
     js = weight * log_p.exp() * (F.logsigmoid(d) - log_a) + (1 - weight) * log_q.exp() * (F.logsigmoid(-d) - log_b)
     return _reduce(js.sum(1).clamp(0, -weight * log_a - (1 - weight) * log_b), reduction)
 
-# %% ../nbs/information/01_information.ipynb #c055
+# %% ../nbs/information/01_information.ipynb #c056
 def expected_divergence(
     table, # a `Table`, or an array
     a, # one axis, whose posterior comes first

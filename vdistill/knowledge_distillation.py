@@ -16,13 +16,13 @@ from .core import InputError, generator
 from .distillation import vsd_loss
 from .information import kl_divergence
 
-# %% ../nbs/information/06_knowledge_distillation.ipynb #c005
+# %% ../nbs/information/06_knowledge_distillation.ipynb #c006
 class Outputs(NamedTuple):
     "What a network makes of a batch."
     features: Tensor # `(B, D)`, before the classifier
     logits: Tensor # `(B, C)`
 
-# %% ../nbs/information/06_knowledge_distillation.ipynb #c007
+# %% ../nbs/information/06_knowledge_distillation.ipynb #c008
 def kd_loss(
     student_logits: Tensor, # `(B, C)`
     teacher_logits: Tensor, # `(B, C)`, held fixed
@@ -42,7 +42,7 @@ class VSD(nn.Module):
     "`vsd_loss` read as distillation: the teacher's prediction is the observation's."
     def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor: return vsd_loss(teacher.logits, student.logits)
 
-# %% ../nbs/information/06_knowledge_distillation.ipynb #c010
+# %% ../nbs/information/06_knowledge_distillation.ipynb #c011
 class FitNet(nn.Module):
     "Mean squared error of the teacher's features and a linear map of the student's (Romero et al., 2015)."
     def __init__(self, student_features: int, teacher_features: int):
@@ -67,7 +67,7 @@ class VID(nn.Module):
         v = self.variance()
         return .5*((teacher.features.detach() - self.mean(student.features))**2/v + (2*math.pi*v).log()).sum(1).mean()
 
-# %% ../nbs/information/06_knowledge_distillation.ipynb #c014
+# %% ../nbs/information/06_knowledge_distillation.ipynb #c015
 class MemoryBank(nn.Module):
     "A feature of unit length for each training image, as a running average; negatives are other classes' entries."
     def __init__(self,
@@ -112,7 +112,7 @@ class MemoryBank(nn.Module):
         new = F.normalize(self.momentum*self.memory[index] + (1 - self.momentum)*x.to(self.memory.dtype), dim=1)
         self.memory = self.memory.index_copy(0, index, new) # a new tensor: the batch's gradient still needs the old one
 
-# %% ../nbs/information/06_knowledge_distillation.ipynb #c016
+# %% ../nbs/information/06_knowledge_distillation.ipynb #c017
 def nce_loss(
     log_p: Tensor, # `(B,)` log P of positives
     log_q: Tensor, # `(B, K)` log P of negatives
@@ -177,7 +177,7 @@ class InBatch(nn.Module):
         s, t = F.normalize(self.student(student.features).float(), dim=1), F.normalize(self.teacher(teacher.features.detach()).float(), dim=1)
         return -(ml_cpc if self.bound == "ml_cpc" else cpc)(s @ t.T/self.temperature, alpha=self.alpha)
 
-# %% ../nbs/information/06_knowledge_distillation.ipynb #c020
+# %% ../nbs/information/06_knowledge_distillation.ipynb #c021
 class Net(nn.Module):
     "A multilayer perceptron that gives `Outputs`."
     def __init__(self, inputs: int, features: int, classes: int, hidden: int = 64, layers: int = 1):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .bottlenecks import InformationBottleneck, VariationalBottleneck, sample_gaussian
 from .core import InputError
 
-# %% ../nbs/reid/13_models.ipynb #c006
+# %% ../nbs/reid/13_models.ipynb #c007
 def box_mean(
     x: Tensor, # `(B, C, H, W)`
     window: int, # pixels, odd
@@ -25,7 +25,7 @@ def box_mean(
     down = F.avg_pool2d(x, (window, 1), 1, (half, 0), count_include_pad=False)
     return F.avg_pool2d(down, (1, window), 1, (0, half), count_include_pad=False)
 
-# %% ../nbs/reid/13_models.ipynb #c007
+# %% ../nbs/reid/13_models.ipynb #c008
 class EdgeFront(nn.Module):
     "Grey image to three channels of gradient strength and doubled angle, blind to the sign of contrast."
     def __init__(self,
@@ -47,7 +47,7 @@ class EdgeFront(nn.Module):
         contrast = box_mean(strength, self.window) + self.eps
         return torch.cat([strength, (gx*gx - gy*gy)/strength, 2*gx*gy/strength], 1)/contrast
 
-# %% ../nbs/reid/13_models.ipynb #c008
+# %% ../nbs/reid/13_models.ipynb #c009
 class PixelFront(nn.Module):
     "Colours, centred and scaled as ImageNet's are."
     def __init__(self):
@@ -60,7 +60,7 @@ class PixelFront(nn.Module):
     ) -> Tensor: # `(B, 3, H, W)`
         return (x - self.mean)/self.std
 
-# %% ../nbs/reid/13_models.ipynb #c014
+# %% ../nbs/reid/13_models.ipynb #c015
 def conv_backbone(
     width: int = 32, # channels of the first layer; later ones have 2, 4 and 4 times as many
     grid: tuple = (4, 4), # positions kept
@@ -72,7 +72,7 @@ def conv_backbone(
         layer(3, width, 5, 2), layer(width, 2*width, 3, 2), layer(2*width, 4*width, 3, 2), layer(4*width, 4*width, 3, 1),
         nn.AdaptiveAvgPool2d(grid), nn.Flatten(), nn.Linear(4*width*grid[0]*grid[1], out_features, bias=False))
 
-# %% ../nbs/reid/13_models.ipynb #c015
+# %% ../nbs/reid/13_models.ipynb #c016
 def resnet50_backbone(
     weights: str | None = None, # None: random; `imagenet`: torchvision's download; else a file (`.pth`, `.pt` or `.safetensors`)
 ) -> nn.Module: # `(B, 3, H, W)` to `(B, 2048)`
@@ -85,7 +85,7 @@ def resnet50_backbone(
     if weights not in (None, "imagenet"): load_backbone_weights(net, weights)
     return net
 
-# %% ../nbs/reid/13_models.ipynb #c016
+# %% ../nbs/reid/13_models.ipynb #c017
 def load_backbone_weights(
     net: nn.Module, # gets the weights
     path, # a state dict, `.safetensors` or a torch file; never unpickles code
@@ -102,7 +102,7 @@ def load_backbone_weights(
     except RuntimeError as e: raise InputError(f"{path} does not fit ResNet-50: {str(e).splitlines()[1].strip()}") from None
     if missing or unexpected: raise InputError(f"{path} does not fit ResNet-50: {len(missing)} tensors missing, {len(unexpected)} unknown, for example {(missing + unexpected)[0]}")
 
-# %% ../nbs/reid/13_models.ipynb #c017
+# %% ../nbs/reid/13_models.ipynb #c018
 BACKBONES = ("conv", "resnet50")
 
 class Encoder(nn.Module):
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
     ) -> Tensor: # `(B, d)`
         return self.norm(self.backbone(x.contiguous(memory_format=torch.channels_last)))
 
-# %% ../nbs/reid/13_models.ipynb #c020
+# %% ../nbs/reid/13_models.ipynb #c021
 class Prediction(NamedTuple):
     "A branch's view of a batch."
     v: Tensor # `(B, d)` observation
@@ -136,7 +136,7 @@ class Prediction(NamedTuple):
     mean: Tensor | None = None # `(B, k)`, of p(z|v) where the bottleneck is stochastic
     log_variance: Tensor | None = None # `(B, k)`
 
-# %% ../nbs/reid/13_models.ipynb #c021
+# %% ../nbs/reid/13_models.ipynb #c022
 class Branch(nn.Module):
     "Encoder, classifier on v, bottleneck, classifier on z."
     def __init__(self,
@@ -171,7 +171,7 @@ class Branch(nn.Module):
         v, z, *code = self.observe(x, noise)
         return Prediction(v, self.v_classifier(v), z, None if z is None else self.z_classifier(z), *code)
 
-# %% ../nbs/reid/13_models.ipynb #c022
+# %% ../nbs/reid/13_models.ipynb #c023
 def classifier(
     in_features: int, # d
     classes: int, # C
@@ -181,7 +181,7 @@ def classifier(
     nn.init.normal_(layer.weight, std=.01)
     return layer
 
-# %% ../nbs/reid/13_models.ipynb #c023
+# %% ../nbs/reid/13_models.ipynb #c024
 class Predictions(NamedTuple):
     "What the three branches say about a paired batch."
     visible: Prediction # E_V, B_V on the visible images
@@ -189,7 +189,7 @@ class Predictions(NamedTuple):
     shared_visible: Prediction # E_S, B_S on the visible images
     shared_infrared: Prediction # E_S, B_S on the infrared images
 
-# %% ../nbs/reid/13_models.ipynb #c024
+# %% ../nbs/reid/13_models.ipynb #c025
 FRONTS = dict(edges=EdgeFront, pixels=PixelFront)
 
 class ReIDNet(nn.Module):
@@ -230,7 +230,7 @@ class ReIDNet(nn.Module):
         pairs = [(name, s, p) for name, s, p in (("v", v, own_v), ("z", z, own_z)) if s is not None]
         return {f"{name} shared": s for name, s, _ in pairs} | {f"{name} specific+shared": join(p, s) for name, s, p in pairs}
 
-# %% ../nbs/reid/13_models.ipynb #c025
+# %% ../nbs/reid/13_models.ipynb #c026
 def join(
     a: Tensor, # `(B, d1)`
     b: Tensor, # `(B, d2)`

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from threadpoolctl import ThreadpoolController
 from .core import InputError, half_width
 
-# %% ../nbs/looking/20_plots.ipynb #c006
+# %% ../nbs/looking/20_plots.ipynb #c007
 COLOURS = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", purple="#CC79A7", orange="#E69F00", sky="#56B4E9", black="#222222", olive="#8C8C00", brown="#8C564B", navy="#332288")
 MODALITY_COLOURS = (COLOURS["blue"], COLOURS["vermilion"]) # visible, infrared
 RIGHT, WRONG = "#00874F", "#D62728"
@@ -47,7 +47,7 @@ def in_house_style(
 
 def _axes(ax, size): return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
-# %% ../nbs/looking/20_plots.ipynb #c009
+# %% ../nbs/looking/20_plots.ipynb #c010
 TERM_LABELS = dict(vsd=r"VSD  $D_{KL}[P_v \| P_z]$", vcd=r"VCD  $D_{KL}[P_{v_2} \| P_{z_1}]$", vml=r"VML  $D_{JS}[P_{z_1} \| P_{z_2}]$")
 
 def _by_epoch(history, columns): # rows sorted by epoch, one index level per epoch
@@ -84,7 +84,7 @@ def plot_kl_curves(
     ax.legend(handlelength=2.6)
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c013
+# %% ../nbs/looking/20_plots.ipynb #c014
 def embed_2d(
     features, # `(N, D)` tensor or array
     method: str = "auto", # `umap`, `pca`; `auto`: UMAP where umap-learn is installed and there are at least 10 points
@@ -116,7 +116,7 @@ def _umap(x, seed): # it raises the process's number of threads; what runs after
         finally:
             for pool in ThreadpoolController().lib_controllers: pool.set_num_threads(before.get(pool.filepath, pool.num_threads))
 
-# %% ../nbs/looking/20_plots.ipynb #c015
+# %% ../nbs/looking/20_plots.ipynb #c016
 MARKERS = ("o", "^") # visible, infrared
 
 def _chosen(identity, modality, highlight): # evenly spread among those with both modalities
@@ -152,7 +152,7 @@ def _by_identity(ax, points, modality, identity, chosen, size):
         for marker, part in zip(MARKERS, parts): ax.scatter(*part.T, c=colour, marker=marker, s=2*size, alpha=.9, ec="white", lw=.5)
         if len(parts[0]) and len(parts[1]): ax.plot(*np.stack([np.median(p, 0) for p in parts]).T, color=colour, lw=1.2, alpha=.8)
 
-# %% ../nbs/looking/20_plots.ipynb #c016
+# %% ../nbs/looking/20_plots.ipynb #c017
 @in_house_style
 def plot_embedding(
     points, # `(N, 2)` of `embed_2d`
@@ -180,7 +180,7 @@ def plot_embedding(
     if method: fig.supylabel(method, fontsize=12)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c025
+# %% ../nbs/looking/20_plots.ipynb #c026
 def _pictures(images, lead, name): # (..., H, W, 3) uint8
     x = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
     if x.ndim != lead + 3 or x.dtype != np.uint8 or not x.size: raise InputError(f"{name} are {x.dtype} of shape {x.shape}; needed: uint8 {'(rows, columns' if lead == 2 else '(rows'}, 3, H, W) or the same with channels last, at least one")
@@ -226,7 +226,7 @@ def plot_ranked_lists(
     for k, title in enumerate([query_title, *range(1, columns + 1)]): axes[0][k].set_title(title, fontsize=12, pad=6)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c027
+# %% ../nbs/looking/20_plots.ipynb #c028
 def _grid_of_pictures(rows, columns, aspect, numbers, titles):
     width = .95 if aspect < 1.5 else .75
     height, gap, apart, line = width*aspect, .12, .35, .3 if numbers else .12
@@ -239,7 +239,7 @@ def _grid_of_pictures(rows, columns, aspect, numbers, titles):
         axes.append([fig.add_axes((x/total[0], y/total[1], width/total[0], height/total[1])) for x in xs])
     return fig, axes
 
-# %% ../nbs/looking/20_plots.ipynb #c031
+# %% ../nbs/looking/20_plots.ipynb #c032
 @in_house_style
 def plot_cmc(
     scores: dict, # {name: `RetrievalScores` or array of fractions, `[k-1]` is rank-k}
@@ -261,7 +261,7 @@ def plot_cmc(
     ax.legend(title="(rank-1 in %)", loc="center left", bbox_to_anchor=(1, .5))
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c034
+# %% ../nbs/looking/20_plots.ipynb #c035
 NOT_TERMS = ("epoch", "step", "seed", "seconds")
 
 def _unit(column): return "%" if column.startswith("val_") else "" if column == "lr" else "nats" if column in ("classification", "mutual_learning", "vsd", "vcd", "vml") else ""
@@ -289,7 +289,7 @@ def plot_history(
     for c in range(across): axes[(len(columns) - 1 - c)//across, c].set_xlabel("epoch"); axes[(len(columns) - 1 - c)//across, c].tick_params(labelbottom=True)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c037
+# %% ../nbs/looking/20_plots.ipynb #c038
 def _rows_of(table): # {(method, feature): row}, a little space between methods
     rows, y, last = {}, 0., None
     for method, feature in sorted(table.groupby(["method", "feature"], sort=False).groups, key=lambda pair: list(table.method.unique()).index(pair[0])):
@@ -335,7 +335,7 @@ def plot_results(
     if handles: fig.legend(handles.values(), handles, loc="outside right center", title="feature")
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c040
+# %% ../nbs/looking/20_plots.ipynb #c041
 SIDES = {"v": ("observation v", COLOURS["blue"], "o"), "z": ("representation z", COLOURS["vermilion"], "s"), "headline": ("headline feature", COLOURS["black"], "D")}
 
 @in_house_style
@@ -361,7 +361,7 @@ def plot_differences(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sides))
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c043
+# %% ../nbs/looking/20_plots.ipynb #c044
 @in_house_style
 def plot_sweep(
     table: pd.DataFrame, # value (of the setting), side, mean, interval
@@ -384,7 +384,7 @@ def plot_sweep(
     ax.set(xlabel=setting, ylabel=f"{metric} (%)"); ax.legend()
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c046
+# %% ../nbs/looking/20_plots.ipynb #c047
 @in_house_style
 def plot_sides(
     table: pd.DataFrame, # method, side, mean, interval of one dataset, as `comparison.compare` gives
@@ -406,7 +406,7 @@ def plot_sides(
     ax.legend(loc="upper center", bbox_to_anchor=(.5, -.42/(.36*len(methods))), ncols=2)
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c049
+# %% ../nbs/looking/20_plots.ipynb #c050
 @in_house_style
 def plot_estimate(
     history: pd.DataFrame, # seed, step, train, validation: nats, of `estimate_mi`
@@ -427,7 +427,7 @@ def plot_estimate(
     ax.set(xlabel="step", ylabel="nats"); ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c052
+# %% ../nbs/looking/20_plots.ipynb #c053
 @in_house_style
 def plot_distances(
     table: pd.DataFrame, # feature, pair (`within` or `across`), same (bool), distance (middle of the bin), density
@@ -448,7 +448,7 @@ def plot_distances(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c055
+# %% ../nbs/looking/20_plots.ipynb #c056
 def _circles(n): # centres of unit circles, and from there the way to the name
     if n == 2: return np.array([[-.6, 0], [.6, 0]]), np.array([[-.25, 1.15], [.25, 1.15]])
     angle = np.pi/2 + np.arange(3)*2*np.pi/3

@@ -16,7 +16,7 @@ from .evaluation import DIRECTIONS, extract_features, gallery_draws, pairwise_di
 from .plots import embed_2d, plot_distances, plot_embedding, plot_kl_curves, plot_ranked_lists
 from .training import load_run, write_csv
 
-# %% ../nbs/looking/25_report.ipynb #c005
+# %% ../nbs/looking/25_report.ipynb #c006
 METRICS = ("rank-1", "rank-5", "rank-10", "mAP", "mINP")
 ABOVE, BELOW = ("ceiling",), ("HOG, 16 px cells", "HOG", "pixels", "chance")
 
@@ -38,7 +38,7 @@ def scores_table(
 
 def _place(method): return -1 if method in ABOVE else BELOW.index(method) + 1 if method in BELOW else 0
 
-# %% ../nbs/looking/25_report.ipynb #c009
+# %% ../nbs/looking/25_report.ipynb #c010
 def write_pictures(
     run_dir, # folder of a finished run
     dataset, # the open dataset of that run
@@ -63,7 +63,7 @@ def write_pictures(
     figures["distances"] = plot_distances(distances)
     return [save_figure(figure, run_dir/f"{name}.png") for name, figure in figures.items()]
 
-# %% ../nbs/looking/25_report.ipynb #c010
+# %% ../nbs/looking/25_report.ipynb #c011
 def distance_table(
     dataset, # open
     embed, # an `Embedder`
@@ -93,7 +93,7 @@ def _histogram(distance, bins, **columns): # density over 0..2; no row where the
     density, edges = np.histogram(distance, bins, (0, 2), density=True)
     return pd.DataFrame(columns | dict(distance=(edges[1:] + edges[:-1])/2, density=density.round(5)))
 
-# %% ../nbs/looking/25_report.ipynb #c011
+# %% ../nbs/looking/25_report.ipynb #c012
 def save_figure(
     figure, # a matplotlib figure
     path, # ends in `.png`
@@ -104,7 +104,7 @@ def save_figure(
     plt.close(figure)
     return Path(path)
 
-# %% ../nbs/looking/25_report.ipynb #c012
+# %% ../nbs/looking/25_report.ipynb #c013
 def embedding_figure(
     features: list, # visible `(n, d)`, infrared `(m, d)`
     ids: list, # visible `(n,)`, infrared `(m,)`
@@ -116,7 +116,7 @@ def embedding_figure(
     modality = np.repeat([0, 1], [len(f) for f in features])
     return plot_embedding(points, modality, np.concatenate(ids), method=f"{method} of {title}").figure
 
-# %% ../nbs/looking/25_report.ipynb #c013
+# %% ../nbs/looking/25_report.ipynb #c014
 def ranked_figure(
     dataset, # a `ReIDDataset`
     query, # indices of the queries to draw from

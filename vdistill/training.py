@@ -29,7 +29,7 @@ from .evaluation import evaluate, protocol_text, results_frame, run_columns
 from .identity_losses import cross_modal_triplet, mutual_learning
 from .models import Predictions, ReIDNet
 
-# %% ../nbs/reid/16_training.ipynb #c005
+# %% ../nbs/reid/16_training.ipynb #c006
 METHODS = {
     "baseline": dict(bottleneck=False),
     "bottleneck": dict(vsd=0., vcd=0., vml=0.),
@@ -48,7 +48,7 @@ METHODS = {
     "dml": dict(regulariser="dml", beta=1.),
 }
 
-# %% ../nbs/reid/16_training.ipynb #c006
+# %% ../nbs/reid/16_training.ipynb #c007
 REGULARISERS = { # name -> (configuration, size of v, classes) to a module that is called with (specific, shared, labels)
     "distillation": lambda c, v, n: VariationalDistillation(c.vsd, c.vcd, c.vml, c.beta, c.temperature, c.detach),
     "released": lambda c, v, n: ReleasedDistillation(c.beta),
@@ -59,7 +59,7 @@ REGULARISERS = { # name -> (configuration, size of v, classes) to a module that 
     "dml": lambda c, v, n: MutualLearning(c.beta),
 }
 
-# %% ../nbs/reid/16_training.ipynb #c007
+# %% ../nbs/reid/16_training.ipynb #c008
 LIMITS = (("triplet z_triplet alpha beta vsd vcd vml weight_decay", 0, math.inf), ("flip warmup label_smoothing wrong_labels missing_labels", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list", dict: "a table"}
 
@@ -77,7 +77,7 @@ def as_kind(
     if isinstance(kind, type) and type(value) is not kind: raise InputError(f"{name}={value!r}: must be {KINDS[kind]}")
     return value
 
-# %% ../nbs/reid/16_training.ipynb #c008
+# %% ../nbs/reid/16_training.ipynb #c009
 @dataclasses.dataclass
 class TrainConfig:
     "Everything that decides what a run computes; saved beside it as `config.yaml`."
@@ -135,7 +135,7 @@ class TrainConfig:
             for name in names.split():
                 if not low <= getattr(self, name) <= high: raise InputError(f"{name}={getattr(self, name)}: must be {'at least' if high == math.inf else 'between'} {low}" + f" and {high}"*(high < math.inf))
 
-# %% ../nbs/reid/16_training.ipynb #c010
+# %% ../nbs/reid/16_training.ipynb #c011
 def configure(
     dataset: str = "synthetic", # spec of `load_dataset`
     method: str = "full", # a name in METHODS
@@ -153,7 +153,7 @@ def configure(
     data = recipe.pop("data", {}) | settings.pop("data", {}) | data
     return TrainConfig(**(recipe | METHODS[method] | settings | dict(dataset=dataset, method=method, seed=seed, data=data)))
 
-# %% ../nbs/reid/16_training.ipynb #c011
+# %% ../nbs/reid/16_training.ipynb #c012
 def read_recipe(
     kind: str, # of dataset: `synthetic`, `pairs`, …
 ) -> dict: # settings; empty where there is no recipe
@@ -161,7 +161,7 @@ def read_recipe(
     path = resources.files("vdistill")/"recipes"/f"{kind}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-# %% ../nbs/reid/16_training.ipynb #c014
+# %% ../nbs/reid/16_training.ipynb #c015
 def objective(
     out: Predictions, # of `ReIDNet`
     label: Tensor, # `(B,)` class indices, one for each pair
@@ -187,7 +187,7 @@ def objective(
 def _metric(out, side, label, sharpness): # triplets across modalities, between the specific branches and within the shared one
     return sum(cross_modal_triplet(getattr(a, side), getattr(b, side), label, sharpness=sharpness) for a, b in (out[:2], out[2:]))
 
-# %% ../nbs/reid/16_training.ipynb #c016
+# %% ../nbs/reid/16_training.ipynb #c017
 def rate(
     progress: float, # 0 at the first step, 1 at the end
     config: TrainConfig, # `warmup` and `schedule`
@@ -197,7 +197,7 @@ def rate(
     if config.schedule == "step": return .1**sum(map(int, (progress >= .6, progress >= .85)))
     return .5*(1 + math.cos(math.pi*(progress - config.warmup)/(1 - config.warmup)))
 
-# %% ../nbs/reid/16_training.ipynb #c019
+# %% ../nbs/reid/16_training.ipynb #c020
 def pick_device(
     name: str = "auto", # `auto`, `cpu`, `cuda`, …
 ) -> torch.device:
@@ -206,7 +206,7 @@ def pick_device(
     try: return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError): raise InputError(f"device={name!r} is not there; pass device=cpu, or auto") from None
 
-# %% ../nbs/reid/16_training.ipynb #c020
+# %% ../nbs/reid/16_training.ipynb #c021
 def make_optimizer(
     model, # its parameters that ask for a gradient
     config: TrainConfig,
@@ -217,7 +217,7 @@ def make_optimizer(
     if config.optimizer == "sgd": return torch.optim.SGD(groups, config.learning_rate, momentum=.9, nesterov=True)
     return torch.optim.AdamW(groups, config.learning_rate)
 
-# %% ../nbs/reid/16_training.ipynb #c021
+# %% ../nbs/reid/16_training.ipynb #c022
 def build_model(
     config: TrainConfig, # its network settings
     classes: int, # training identities
@@ -238,7 +238,7 @@ def build_regulariser(
         torch.manual_seed(generator("regulariser", seed=config.seed).initial_seed())
         return REGULARISERS[config.regulariser](config, v_features, classes)
 
-# %% ../nbs/reid/16_training.ipynb #c022
+# %% ../nbs/reid/16_training.ipynb #c023
 def autocast(
     device: torch.device, # where the model is
     precision: str = "auto", # `auto`: bfloat16 on cuda, float32 elsewhere
@@ -247,7 +247,7 @@ def autocast(
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
-# %% ../nbs/reid/16_training.ipynb #c023
+# %% ../nbs/reid/16_training.ipynb #c024
 class Embedder:
     "A network as a function: uint8 images and their modality to named features."
     def __init__(self, model: ReIDNet, config: TrainConfig, device: torch.device):
@@ -276,7 +276,7 @@ class Embedder:
         return results_frame([r | dict(headline=r["feature"] == headline) for r in rows], dataset=dataset.name, method=self.config.method, seed=self.config.seed,
                              split=split, protocol=protocol_text(dataset.records, indices, protocol), seconds=round(seconds, 1), **run_columns(self.device))
 
-# %% ../nbs/reid/16_training.ipynb #c024
+# %% ../nbs/reid/16_training.ipynb #c025
 class Trainer:
     "Trains one configuration; writes into `run_dir` where one is given."
     def __init__(self,
@@ -388,7 +388,7 @@ class Trainer:
         self.best_weights = load_weights(run_dir)
         return self
 
-# %% ../nbs/reid/16_training.ipynb #c026
+# %% ../nbs/reid/16_training.ipynb #c027
 def start_run(
     run_dir, # folder of the new run
     config: TrainConfig,
@@ -401,7 +401,7 @@ def start_run(
     with atomic_path(run_dir/"config.yaml") as p: p.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return run_dir
 
-# %% ../nbs/reid/16_training.ipynb #c027
+# %% ../nbs/reid/16_training.ipynb #c028
 def read_config(
     run_dir, # folder of a run
 ) -> TrainConfig:
@@ -411,7 +411,7 @@ def read_config(
     try: return TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
     except (TypeError, yaml.YAMLError, UnicodeDecodeError) as e: raise InputError(f"{path} is no configuration of this version: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/reid/16_training.ipynb #c028
+# %% ../nbs/reid/16_training.ipynb #c029
 def write_csv(
     path, # where to
     table: pd.DataFrame,
@@ -419,7 +419,7 @@ def write_csv(
     "Write a table whole or not at all."
     with atomic_path(path) as p: table.to_csv(p, index=False)
 
-# %% ../nbs/reid/16_training.ipynb #c029
+# %% ../nbs/reid/16_training.ipynb #c030
 def load_run(
     run_dir, # folder of a run
     device: str = "auto",
