@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from .core import InputError, generator
 from .data import MODALITIES, load_dataset, uniform, view_parameters
 from .evaluation import extract_features, run_columns
-from .plots import COLOURS, MODALITY_COLOURS, embed_2d, in_house_style, scatter_modalities
+from .plots import COLOURS, embed_2d, in_house_style, scatter_modalities
 from .training import load_run, read_config, write_csv
 
 # %% ../nbs/looking/21_audit.ipynb #c006

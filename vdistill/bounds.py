@@ -9,9 +9,8 @@ __all__ = ['NEGATIVES', 'LINEAR', 'CONTRASTIVE', 'TOO_LARGE', 'positives_and_neg
            'standing', 'ml_cpc_embedded', 'ml_cpc_pooled']
 
 # %% ../nbs/information/04_bounds.ipynb #c002
-import itertools, math, warnings
+import math, warnings
 from numbers import Real
-from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -283,10 +283,10 @@ def staircase(
     if to.suffix != ".csv": raise InputError(f"{to}: name a file that ends in .csv")
     try: levels = tuple(float(s) for s in stages.split(","))
     except ValueError: raise InputError(f"--stages {stages}: numbers of nats, separated by commas") from None
+    settings = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, dim=20, cubic=cubic, steps=steps, learning_rate=5e-4, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BoundWarning) # the paper goes below the floor, and so may a curve
-        curve = climb(bound, critic, alpha, stages=levels, steps=steps, batch=batch, cubic=cubic, seed=seed, device=device, progress=True)
-    settings = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, dim=20, cubic=cubic, steps=steps, learning_rate=5e-4, seed=seed)
+        curve = climb(**settings, stages=levels, device=device, progress=True)
     table = plateaus(curve).assign(**settings, **run_columns(device))
     write_csv(to, curve.assign(value=curve.value.round(4)))
     write_csv(to.with_name(f"{to.stem}-plateaus.csv"), table)

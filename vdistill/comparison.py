@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 from .core import InputError, half_width
 from .data import load_dataset
-from .evaluation import (DIRECTIONS, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, paired_differences, pixel_features,
-    protocol_text, results_frame, retrieval_scores, run_columns, summarize)
+from .evaluation import (DIRECTIONS, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, pixel_features,
+    protocol_text, results_frame, retrieval_scores, run_columns)
 from .training import METHODS, TrainConfig, Trainer, configure, read_config, write_csv
 
 # %% ../nbs/looking/23_comparison.ipynb #c005

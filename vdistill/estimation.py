@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from . import bounds
 from .bounds import MINE, alpha_floor, ceiling
-from .core import InputError, generator, half_width
+from .core import InputError, generator, half_width, seeded
 from .information import mutual_information
 
 # %% ../nbs/information/05_estimation.ipynb #c006
@@ -242,9 +242,7 @@ def build_critic(
     if critic not in CRITICS: raise InputError(f"no critic {critic!r}: choose one of {', '.join(CRITICS)}")
     known = [name for name in inspect.signature(CRITICS[critic]).parameters if name not in ("x_features", "y_features")]
     if unknown := [name for name in options if name not in known]: raise InputError(f"a {critic} critic has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator("critic", seed=seed).initial_seed())
-        return CRITICS[critic](x_features, y_features, **options)
+    with seeded("critic", seed=seed): return CRITICS[critic](x_features, y_features, **options)
 
 def estimate_mi(
     x, # `(N, dx)` or `(N,)` array, tensor or data frame

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .batches import IdentitySampler, given_labels, load_batch
 from .bottlenecks import CEB, MIB, VIB, EstimatedBottleneck, MutualLearning
 from .checkpoints import STATE, load_state, load_weights, save_state, save_weights
-from .core import InputError, atomic_path, generator
+from .core import InputError, atomic_path, generator, seeded
 from .data import load_dataset
 from .distillation import ReleasedDistillation, VariationalDistillation
 from .evaluation import evaluate, protocol_text, results_frame, run_columns
@@ -224,9 +224,7 @@ def build_model(
 ) -> ReIDNet: # initial weights follow from `config.seed`
     "The network of a configuration."
     encoder = {k: getattr(config, k) for k in ("backbone", "front", "width", "features", "grid", "weights")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator("weights", seed=config.seed).initial_seed())
-        return ReIDNet(classes, config.bottleneck, config.z_features, config.hidden, config.stochastic, **encoder)
+    with seeded("weights", seed=config.seed): return ReIDNet(classes, config.bottleneck, config.z_features, config.hidden, config.stochastic, **encoder)
 
 def build_regulariser(
     config: TrainConfig, # its regulariser and weights
@@ -234,9 +232,7 @@ def build_regulariser(
     classes: int, # training identities
 ) -> nn.Module: # initial weights, where it has any, follow from `config.seed`
     "The regulariser of a configuration."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator("regulariser", seed=config.seed).initial_seed())
-        return REGULARISERS[config.regulariser](config, v_features, classes)
+    with seeded("regulariser", seed=config.seed): return REGULARISERS[config.regulariser](config, v_features, classes)
 
 # %% ../nbs/reid/16_training.ipynb #c023
 def autocast(
