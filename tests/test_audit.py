@@ -326,7 +326,7 @@ def test_the_command_writes_a_table_and_pictures(run, tmp_path, monkeypatch, cap
         return stop.value.code or 0, capsys.readouterr()
 
     code, said = call(folder, "--people", 12)
-    assert code == 0 and "shared identity" in said.out and {p.name for p in folder.glob("audit*")} == {"audit.csv", "audit_points.csv", "audit_factors.png", "audit_sufficiency.png", "audit_consistency.png"}
+    assert code == 0 and "shared identity" in said.out and {p.name for p in folder.glob("audit*")} == {"audit.csv", "audit_points.csv", "audit_factors.png", "audit_sufficiency.png", "audit_consistency.png", "audit_bounds.csv", "audit_bounds.png"} and "I(visible; infrared)" in said.out
     table = pd.read_csv(folder/"audit.csv", dtype=dict(commit=str))
     assert set(table.columns) == set(A.AUDIT_COLUMNS) and set(table.method) == {"full"} and {"v specific+shared", "v shared - z shared"} <= set(table.feature)
     assert {"linear", "mlp"} <= set(table.probe)

@@ -864,12 +864,13 @@ def write_audit(
     name: str = "audit", # of the files
     progress: bool = False, # show a bar
     kinds=PROBES, # which probes; the picture of factors shows the first
+    ready: Audit|None = None, # of that run; default: opened with `options`
     **options, # of `open_audit`
 ) -> tuple: # (table, paths of what was written)
     "Audit a run; table and pictures into its folder."
     from vdistill.report import save_figure
     if unknown := [k for k in kinds if k not in PROBES]: raise InputError(f"no probe {unknown[0]!r}: choose {' or '.join(PROBES)}")
-    ready = open_audit(run_dir, **options)
+    ready = ready or open_audit(run_dir, **options)
     table = audit_run(ready, progress, kinds)
     write_csv(Path(run_dir)/f"{name}.csv", table)
     points = embed_sample(ready.sample, seed=ready.seed)

@@ -142,7 +142,7 @@ def across(
     for split in group_splits(of, folds, seed):
         fit, choose, test = (rows[:, :, some] for some in split)
         learned = rows[:, :, np.concatenate([split.fit, split.choose])]
-        x = unit if critic == "cosine" else unit @ _directions(unit[learned.ravel()], components)
+        x = unit if critic == "cosine" else unit @ _directions(unit[np.unique(learned)], components)
         network = Metric(x.shape[1], best_temperature(*x[learned])) if critic == "cosine" else learn_metric(x, fit, choose)
         with torch.no_grad(): scores, own = network(*x[test]), network(*x[fit[:, :, :test.shape[2]]])
         few = read_off(scores, np.broadcast_to(split.test, (times, len(split.test))), of)
@@ -274,7 +274,7 @@ def plot_bounds(
     table: pd.DataFrame, # of `measure` or `measure_run`
     critic: str = "metric", # of pairs
 ): # the figure
-    "Each quantity of each feature by each bound, with intervals; ticks are ceilings."
+    "Each quantity of each feature by each bound, with intervals; upright ticks are ceilings, where they fit."
     some = table[(table.about != "visible; infrared") | (table.critic == critic)]
     panels = list(dict.fromkeys(zip(some.about, some.images)))
     fig, axes = plt.subplots(1, len(panels), figsize=(3.9*len(panels), 1.4 + .5*some.feature.nunique()), layout="constrained", sharey=True, squeeze=False)
@@ -286,8 +286,9 @@ def plot_bounds(
             y = features.index(r.feature) + dy
             ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]], fmt=marker, color=colour, ms=6, capsize=2, lw=1.3, label=r.bound)
             ax.plot([r.ceiling]*2, [y - .09, y + .09], color=colour, lw=2)
+        part = some[(some.about == about) & (some.images == images)]
         ax.set(title=f"I({about})" + f", {images}"*(images != "both"), xlabel="nats", yticks=range(len(features)), yticklabels=features, ylim=(len(features) - .5, -.5))
-        ax.set_xlim(left=min(0, ax.get_xlim()[0])); ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
+        ax.set_xlim(min(0, part.low.min()), 1.15*max(part.high.max(), part.ceiling.min())); ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=4)
     return fig

@@ -159,16 +159,21 @@ def audit(
     probe: Annotated[Optional[list[str]], typer.Option(help="linear or mlp, repeat for both; default: both. Linear alone is quicker")] = None,
     device: Device = "auto",
 ):
-    "Measure what a finished run's features know of factors, identity and modality."
-    from vdistill.audit import PROBES, audit_text, write_audit
+    "Measure what a finished run's features know of factors, identity and modality, and what two views share."
+    from vdistill.audit import PROBES, audit_text, open_audit, write_audit
+    from vdistill.audit_bounds import measure_text, write_bounds
     from vdistill.training import read_config
-    options, name = dict(kinds=tuple(probe or PROBES)), "audit"
+    kinds, options, name = tuple(probe or PROBES), {}, "audit"
+    if unknown := [k for k in kinds if k not in PROBES]: raise InputError(f"no probe {unknown[0]!r}: choose {' or '.join(PROBES)}")
     if spec is not None:
         dataset, indices, split = open_for_evaluation(read_config(run), spec)
-        options, name = options | dict(dataset=dataset, indices=indices, split=split), f"audit-{dataset.name}-{split}"
-    table, paths = write_audit(run, name, progress=True, people=people, device=device, **options)
-    typer.echo(audit_text(table, options["kinds"][0]))
-    typer.echo("written: " + "  ".join(str(p) for p in paths))
+        options, name = dict(dataset=dataset, indices=indices, split=split), f"audit-{dataset.name}-{split}"
+    ready = open_audit(run, people=people, device=device, **options)
+    table, paths = write_audit(run, name, True, kinds, ready)
+    typer.echo(audit_text(table, kinds[0]))
+    shared, more = write_bounds(run, ready, name, True)
+    typer.echo("\n" + measure_text(shared))
+    typer.echo("written: " + "  ".join(str(p) for p in paths + more))
 
 # %% ../nbs/cli/30_cli.ipynb #c015
 def finish(
