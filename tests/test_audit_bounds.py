@@ -57,6 +57,17 @@ def test_pulls_agree_with_leaving_one_out(bound, alpha):
     torch.testing.assert_close(B.pulls(batch, bound, alpha), torch.stack([B.pulls(b, bound, alpha) for b in batch]))
 
 
+@pytest.mark.parametrize("alpha", [1., .4])
+def test_pulls_are_derivatives_where_pairs_are_few(alpha):
+    "Three pairs, each of which counts w times; the positives' own share is large here."
+    n, w = 3, torch.ones(3, dtype=torch.float64, requires_grad=True)
+    s = torch.randn(n, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    f, off = s.diagonal(), s.exp()*~torch.eye(n, dtype=torch.bool)
+    value = (w*f).sum()/w.sum() - (alpha*(w*f.exp()).sum()/w.sum() + (n - alpha)/(n - 1)*n*(w @ off @ w)/w.sum()**2).log()
+    slope, = torch.autograd.grad(value, w)
+    torch.testing.assert_close(B.pulls(s, "ml_cpc", alpha), slope, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("critic", ["cosine", "metric"])
 def test_bounds_of_codes_with_a_known_answer(critic):
     for nats, least in ((0., -.1), (2., 1.3)):
