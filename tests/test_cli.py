@@ -117,7 +117,7 @@ def test_corrupt_images_are_all_named(tmp_path, scenes):
     assert done.returncode == 2 and "003.png" in done.stderr and "005.png" in done.stderr and not (tmp_path/"runs").exists()
 
 def test_help_for_each():
-    for command in ("demo", "train", "evaluate", "show", "audit", "ablate", "mi", "staircase", "digits", "views", "cifar", "bench"):
+    for command in ("demo", "train", "evaluate", "show", "doctor", "audit", "ablate", "mi", "staircase", "digits", "views", "cifar", "bench"):
         done = call(".", command, "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
 

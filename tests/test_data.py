@@ -282,7 +282,7 @@ def test_unknown_split_and_spec(pairs):
     dataset = PairsDataset(pairs)
     assert "no split 'query'" in message(dataset.indices, "query")
     assert sorted(np.concatenate([dataset.indices(s) for s in ("train", "val", "test")])) == list(dataset.indices())
-    assert "pairs:DIR" in message(load_dataset, "pair:x") and "no reader for regdb yet" in message(load_dataset, "regdb:x")
+    assert "pairs:DIR" in message(load_dataset, "pair:x") and "dm.dongguk.edu" in message(load_dataset, "regdb:x")
     assert "write it as pairs:DIR" in message(load_dataset, "pairs:") and f"pairs:{pairs}" in message(load_dataset, str(pairs))
     assert "no option vews" in message(load_dataset, f"pairs:{pairs}", vews=3)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Run', 'Settings', 'Device', 'parse_settings', 'free_folder', 'demo', 'train', 'evaluate',
-           'open_for_evaluation', 'show', 'audit', 'finish', 'ablate', 'mi', 'read_columns', 'staircase', 'digits',
-           'cifar', 'views', 'bench', 'main']
+           'open_for_evaluation', 'doctor', 'show', 'audit', 'finish', 'ablate', 'mi', 'read_columns', 'staircase',
+           'digits', 'cifar', 'views', 'bench', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
 import dataclasses, sys, warnings
@@ -65,7 +65,7 @@ def demo(
 # %% ../nbs/cli/30_cli.ipynb #c010
 @app.command()
 def train(
-    spec: Annotated[Optional[str], typer.Argument(help="dataset: synthetic, pairs:DIR or csv:FILE")] = None,
+    spec: Annotated[Optional[str], typer.Argument(help="dataset: synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR")] = None,
     method: Annotated[str, typer.Option(help="baseline, bottleneck, vsd, vcd, vml, two of these as vsd+vcd, full, released, vib, ceb, estimated, mib or dml")] = "full",
     seed: int = 0,
     out: Annotated[Optional[Path], typer.Option(help="folder of the run; default: runs/DATASET-METHOD-SEED")] = None,
@@ -76,7 +76,7 @@ def train(
     import pandas as pd
     from vdistill.comparison import Cell, reference_scores
     from vdistill.training import Trainer, configure
-    if (spec is None) == (resume is None): raise InputError("pass a dataset (synthetic, pairs:DIR or csv:FILE), or --resume RUN")
+    if (spec is None) == (resume is None): raise InputError("pass a dataset (synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR), or --resume RUN")
     if resume: trainer = Trainer.resume(resume, progress=True)
     else: trainer = Trainer(configure(spec, method, seed, **parse_settings(settings)), out or free_folder(Path("runs")/Cell(spec, method, seed).folder()), progress=True)
     typer.echo(f"{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
@@ -135,6 +135,23 @@ def open_for_evaluation(
 def _same(a, b): # do two specs name one dataset?
     (kind, _, here), (kind_b, _, there) = a.partition(":"), b.partition(":")
     return kind == kind_b and Path(here).resolve() == Path(there).resolve()
+
+# %% ../nbs/cli/30_cli.ipynb #b658e2bf
+@app.command()
+def doctor(
+    spec: Annotated[str, typer.Argument(help="dataset: sysu:DIR, regdb:DIR, llcm:DIR, pairs:DIR, csv:FILE or synthetic")],
+    json: Annotated[Optional[Path], typer.Option("--json", help="write the report for programs into this file")] = None,
+    images: Annotated[str, typer.Option(help="how many images to decode: all, or a number, drawn at random")] = "all",
+):
+    "Look at a dataset before you train: layout, counts against the published ones, lists, splits, unreadable images; what to do and whom to ask. Exit 1 where something is wrong."
+    from vdistill.archives import doctor as examine
+    from vdistill.core import atomic_path
+    report = examine(spec, images, progress=True)
+    typer.echo(str(report))
+    if json is not None:
+        with atomic_path(json) as file: file.write_text(report.to_json(), encoding="utf-8")
+        typer.echo(f"written: {json}")
+    if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/cli/30_cli.ipynb #c013
 @app.command()

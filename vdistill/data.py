@@ -8,7 +8,7 @@ __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MOD
            'grid_windows', 'textured', 'thumbnail', 'near_duplicates', 'block_splits', 'uniform', 'Jitter',
            'view_parameters', 'cut', 'sample_views', 'Grid', 'image_shape', 'as_size', 'size_for', 'PairsDataset',
            'codes', 'disjoint', 'read_table', 'read_boxes', 'Boxes', 'read_manifest', 'draw_validation', 'CSVDataset',
-           'load_dataset']
+           'parse_spec', 'load_dataset']
 
 # %% ../nbs/reid/10_data.ipynb #c002
 import csv, difflib, inspect, warnings
@@ -619,28 +619,36 @@ def _one_sided(table):
     return [f"{_count(len(alone), 'identity')} seen in one modality only, so nothing across modalities can be learned or asked there: {_some(alone)}"] if alone else []
 
 # %% ../nbs/reid/10_data.ipynb #c104
-KINDS = {"synthetic": "synthetic", "pairs": "pairs:DIR", "csv": "csv:FILE"}
-LATER = ("sysu", "regdb", "llcm")
+KINDS = {"synthetic": "synthetic", "pairs": "pairs:DIR", "csv": "csv:FILE", "sysu": "sysu:DIR", "regdb": "regdb:DIR", "llcm": "llcm:DIR"}
 
 def _reader(kind):
     if kind == "synthetic":
         from vdistill.synthetic import SyntheticDataset
         return SyntheticDataset
+    if kind in ("sysu", "regdb", "llcm"):
+        from vdistill.archives import READERS
+        return READERS[kind]
     return {"pairs": PairsDataset, "csv": CSVDataset}[kind]
 
 # %% ../nbs/reid/10_data.ipynb #c105
+def parse_spec(
+    spec: str, # `KIND` or `KIND:WHERE`
+) -> tuple: # kind and where, checked as far as the string goes
+    "Take a spec apart."
+    kind, _, where = str(spec).strip().partition(":")
+    if kind not in KINDS: raise InputError(f"{spec}: no such kind of dataset; pass {_near(kind, spec)}")
+    if (where == "") != (kind == "synthetic"): raise InputError(f"{spec}: write it as {KINDS[kind]}")
+    return kind, where
+
 def load_dataset(
-    spec: str, # `synthetic`, `pairs:DIR` or `csv:FILE`
+    spec: str, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR` or `llcm:DIR`
     *,
     image_size=None, # `(H, W)` or a number; None for what the reader takes by default
     seed: int = 0, # of views, of drawn people and of drawn splits
     **options, # of the reader
 ) -> ReIDDataset:
     "Open a dataset by its spec."
-    kind, _, where = str(spec).strip().partition(":")
-    if kind in LATER: raise InputError(f"{spec}: there is no reader for {kind} yet; list its images in a manifest and pass csv:FILE")
-    if kind not in KINDS: raise InputError(f"{spec}: no such kind of dataset; pass {_near(kind, spec)}")
-    if (where == "") != (kind == "synthetic"): raise InputError(f"{spec}: write it as {KINDS[kind]}")
+    kind, where = parse_spec(spec)
     reader = _reader(kind)
     known = [name for name in inspect.signature(reader).parameters if name not in ("folder", "file", "image_size", "seed")]
     unknown = [name for name in options if name not in known]
