@@ -19,6 +19,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from .augmentation import Augmentation
 from .batches import IdentitySampler, given_labels, load_batch
 from .bottlenecks import CEB, MIB, VIB, EstimatedBottleneck, MutualLearning
 from .checkpoints import STATE, load_state, load_weights, save_state, save_weights
@@ -115,7 +116,13 @@ class TrainConfig:
     images_per_identity: int = 2
     wrong_labels: float = 0. # share of the training images whose labels are exchanged
     missing_labels: float = 0. # share of the training identities without a label
-    flip: float = 0.
+    # augmentation: chances, for each image, but for `pad`
+    flip: float = 0. # mirrored
+    pad: int = 0 # pixels by which it can move
+    grey: float = 0. # without colours
+    exchange: float = 0. # one of R, G, B in all three channels
+    erase: float = 0. # a rectangle covered
+    fill: str = "mean" # of the rectangle, or `noise`
     optimizer: str = "adamw" # or `sgd`
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -134,6 +141,7 @@ class TrainConfig:
         for names, low, high in LIMITS:
             for name in names.split():
                 if not low <= getattr(self, name) <= high: raise InputError(f"{name}={getattr(self, name)}: must be {'at least' if high == math.inf else 'between'} {low}" + f" and {high}"*(high < math.inf))
+        Augmentation.of(self) # checks its fields
 
 # %% ../nbs/reid/16_training.ipynb #c011
 def configure(
@@ -322,11 +330,12 @@ class Trainer:
         config, total, steps = self.config, {}, self.config.epochs*len(self.sampler)
         self.model.train()
         self.sampler.set_epoch(self.epoch)
+        augment = Augmentation.of(config)
         for visible, infrared in self.sampler:
             lr = config.learning_rate*rate(self.step/steps, config)
             for group in self.optimizer.param_groups: group["lr"] = lr
             mirror, noise = (generator(name, self.step, seed=config.seed) for name in ("flip", "noise"))
-            batch = load_batch(self.dataset, self.train[visible], self.train[infrared], self.sampler.label[visible], self.epoch, config.flip, mirror, self.device)
+            batch = load_batch(self.dataset, self.train[visible], self.train[infrared], self.sampler.label[visible], self.epoch, augment, mirror, self.device)
             with autocast(self.device, config.precision): out = self.model(batch.visible, batch.infrared, noise)
             terms = objective(out, batch.label, config, self.regulariser)
             self.optimizer.zero_grad(set_to_none=True)
