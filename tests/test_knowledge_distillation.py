@@ -1,5 +1,7 @@
 "Distillation losses against slow versions; banks by brute force; gradients go to the student and never to the teacher."
+import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from vdistill import knowledge_distillation as K
-from vdistill.bounds import cpc, ml_cpc
+from vdistill.bounds import BoundWarning, cpc, ml_cpc
 from vdistill.core import InputError, generator
 
 fuzz = settings(derandomize=True, deadline=None, max_examples=40)
@@ -131,6 +133,104 @@ def test_a_student_learns_and_repeats():
     assert seen == [0, 1, 2]
 
 
-@pytest.mark.parametrize("case", [lambda: K.CRD(4, 4, CLASSES, "infonce"), lambda: K.CRD(4, 4, torch.zeros(5, dtype=torch.long)), lambda: K.InBatch(4, 4, "nwj"), lambda: K.fit(K.Net(2, 4, 2), noise(9, 2), CLASSES[:9], loss=K.KD())])
+def test_a_set_smaller_than_a_batch_and_leftovers():
+    x, y, sizes = noise(40, 2), torch.arange(40) % 2, []
+    class Watched(K.Net):
+        def forward(self, v): sizes.append(len(v)); return super().forward(v)
+    K.fit(Watched(2, 4, 2), x, y, epochs=2)
+    K.fit(Watched(2, 4, 2), x, y, epochs=2, batch=16)
+    assert sizes == [40]*2 + [16]*4                                                         # a bound's ceiling is the same in every batch
+
+
+@pytest.mark.parametrize("rows", [4, 41, 47, 48, 49, 200])
+def test_scores_are_the_same_either_way(rows):
+    "12 negatives of 4 features: up to 48 images all cosines are taken, above that the features are chosen first."
+    bank = K.MemoryBank(torch.arange(rows) % 3, 4)
+    x, index = F.normalize(noise(6, 4), dim=1), torch.randint(rows, (6, 12), generator=generator("index"))
+    torch.testing.assert_close(bank.scores(x, index), (x[:, None]*bank.memory[index]).sum(2))
+    products = []
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None): products.append("mm" in str(f)); return f(*args, **(kwargs or {}))
+    with Count(): bank.scores(x, index)
+    assert any(products) == (rows <= 48)
+
+
+@pytest.mark.parametrize("name", ["CRD", "CPC", "ML_CRD"])
+def test_evaluation_moves_nothing_and_has_a_value(name):
+    loss = make(name).eval()                                                                # before any training step
+    banks, stream = [b.memory.clone() for b in (loss.student_bank, loss.teacher_bank)], loss.rng.get_state()
+    with torch.no_grad(): first, second = loss(*batch()), loss(*batch())
+    assert first.isfinite() and torch.equal(first, second) and torch.equal(stream, loss.rng.get_state())
+    assert all(torch.equal(b.memory, before) for b, before in zip((loss.student_bank, loss.teacher_bank), banks))
+    loss.train()(*batch())
+    assert not torch.equal(loss.teacher_bank.memory, banks[1]) and not torch.equal(stream, loss.rng.get_state())
+
+
+@pytest.mark.parametrize("name", ["CRD", "ML_CRD"])
+def test_a_resumed_loss_goes_on_as_if_nothing_had_been(name, tmp_path):
+    loss = make(name)
+    loss(*batch())
+    torch.save(loss.state_dict(), tmp_path/"state.pt")
+    again = make(name)
+    again.load_state_dict(torch.load(tmp_path/"state.pt", weights_only=True))
+    values = [[l(*batch(key=k)).item() for k in (1, 2, 3)] for l in (loss, again)]
+    assert values[0] == values[1]
+    state = copy.deepcopy(loss.state_dict())
+    state["_extra_state"] = dict(device="cuda", negatives=torch.zeros(16, dtype=torch.uint8))    # another device's stream is not this one's
+    again.load_state_dict(state)
+
+
+def test_classes_are_the_banks():
+    "Labels that contradict the bank, or none, change nothing; classes come as a list or an array too."
+    student, teacher, labels, index = batch()
+    values = [make("ML_CRD")(student, teacher, given, index).item() for given in (labels, None, (labels + 1) % 5)]
+    assert values[0] == values[1] == values[2]
+    for classes in (CLASSES.tolist(), CLASSES.numpy(), CLASSES.int(), CLASSES.numpy().astype(np.uint8)):
+        torch.manual_seed(0)
+        assert K.CRD(6, 9, classes, "ml_cpc", .5, negatives=12, embedding=4)(student, teacher, None, index.numpy()).item() == values[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_is_lifted(name):
+    "Under autocast the value is float32, and close to the one without: scores are divided by .07."
+    args, plain = batch(), make(name)(*batch())
+    with torch.autocast("cpu", torch.bfloat16): value = make(name)(*args)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, plain, rtol=.02, atol=.02)
+    if name in ("CRD", "CPC", "ML_CRD"):
+        bank, x = K.MemoryBank(CLASSES, 4), F.normalize(noise(6, 4), dim=1)
+        index = torch.arange(12).expand(6, 12)
+        for k in (4, 12):
+            with torch.autocast("cpu", torch.bfloat16): half = bank.scores(x, index[:, :k])
+            assert torch.allclose(half, (x @ bank.memory.T)[:, :k], atol=1e-6)
+
+
+def test_a_small_alpha_is_told_once_and_in_words_for_a_bank():
+    loss = K.CRD(6, 9, CLASSES, "ml_cpc", .02, negatives=12, embedding=4)
+    with pytest.warns(BoundWarning, match="alpha=0.02.*out of a bank it never is one") as seen: loss(*batch())
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(*batch(key=3))
+        K.CRD(6, 9, CLASSES, "ml_cpc", .2, negatives=12, embedding=4)(*batch())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_on_a_gpu(name):
+    "Positions may come from the CPU, and `fit` takes inputs where they are."
+    loss, (student, teacher, labels, index) = make(name).cuda(), batch()
+    student, teacher = (K.Outputs(*(x.cuda() for x in o)) for o in (student, teacher))
+    assert loss(student, teacher, labels.cuda(), index).isfinite() and loss(student, teacher, labels.cuda(), index.cuda()).isfinite()
+    x = noise(40, 4).cuda()
+    with torch.no_grad(): outputs = K.Outputs(*K.Net(4, 9, 5).cuda()(x))
+    K.fit(K.Net(4, 6, 5).cuda(), x, CLASSES.cuda(), outputs, make(name).cuda(), epochs=1, batch=16)
+
+
+BAD = [lambda: K.CRD(4, 4, CLASSES, negatives=0), lambda: K.CRD(4, 4, CLASSES, temperature=0), lambda: K.CRD(4, 4, CLASSES - 1), lambda: K.CRD(4, 4, CLASSES.float()), lambda: K.CRD(4, 4, ["a", "b"]), lambda: K.CRD(4, 4, []),
+       lambda: make("CRD")(*batch()[:3]), lambda: make("CRD")(*batch()[:3], torch.arange(3)), lambda: K.fit(K.Net(2, 4, 2), noise(0, 2), CLASSES[:0]), lambda: K.fit(K.Net(2, 4, 2), noise(9, 2), CLASSES[:8]), lambda: K.fit(K.Net(2, 4, 2), noise(1, 2), CLASSES[:1], K.Outputs(noise(1, 3), noise(1, 2)), K.InBatch(4, 3))]
+
+@pytest.mark.parametrize("case", [*BAD, lambda: K.CRD(4, 4, CLASSES, "infonce"), lambda: K.CRD(4, 4, torch.zeros(5, dtype=torch.long)), lambda: K.InBatch(4, 4, "nwj"), lambda: K.fit(K.Net(2, 4, 2), noise(9, 2), CLASSES[:9], loss=K.KD())])
 def test_errors_for_people(case):
     with pytest.raises(InputError): case()

@@ -318,20 +318,17 @@ def staircase(
 @app.command()
 def digits(
     to: Annotated[Path, typer.Argument(help="FILE.csv for accuracies; what teacher and student share goes to FILE-information.csv")],
-    seeds: int = 5,
-    information: Annotated[int, typer.Option(help="seeds whose shared information is measured as well")] = 3,
+    seeds: int = 6,
+    information: Annotated[int, typer.Option(help="seeds whose shared information is measured as well")] = 6,
 ):
     "Distil a teacher into a small student on handwritten digits, by every method and weight: 1 minute a seed."
     import pandas as pd
-    from vdistill.digits import run_seed, shared_information
-    from vdistill.estimation import EstimateWarning
+    from vdistill.digits import chosen_weights, run_seed, shared_information
     from vdistill.training import write_csv
     if to.suffix != ".csv": raise InputError(f"{to}: name a file that ends in .csv")
     table = pd.concat([run_seed(s, progress=True) for s in range(seeds)], ignore_index=True)
-    write_csv(to, table.assign(value=table.value.round(3)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EstimateWarning) # hundreds of short estimates
-        if information: write_csv(to.with_name(f"{to.stem}-information.csv"), pd.concat([shared_information(s, progress=True) for s in range(information)], ignore_index=True).round(4))
+    write_csv(to, table.assign(value=table.value.round(4)))
+    if information: write_csv(to.with_name(f"{to.stem}-information.csv"), pd.concat([shared_information(s, weights=chosen_weights(table), progress=True) for s in range(information)], ignore_index=True).round(4))
     typer.echo(f"written: {to}")
 
 # %% ../nbs/cli/30_cli.ipynb #bea888d7
