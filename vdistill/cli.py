@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'Run', 'Settings', 'Device', 'parse_settings', 'free_folder', 'demo', 'train', 'evaluate',
-           'open_for_evaluation', 'doctor', 'show', 'audit', 'finish', 'ablate', 'mi', 'read_columns', 'staircase',
-           'digits', 'cifar', 'views', 'bench', 'main']
+           'evaluate_officially', 'open_for_evaluation', 'doctor', 'show', 'audit', 'finish', 'ablate', 'mi',
+           'read_columns', 'staircase', 'digits', 'cifar', 'views', 'bench', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
-import dataclasses, sys, warnings
+import dataclasses, sys, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -98,15 +98,22 @@ def evaluate(
     gallery: Annotated[Optional[int], typer.Option(help="identities in the gallery; default: the dataset's protocol, or all of another set")] = None,
     draws: Annotated[Optional[int], typer.Option(help="evaluations that are averaged")] = None,
     split: Annotated[str, typer.Option(help="identities of the run's own dataset: test, val, or train, those that it has learned")] = "test",
+    mode: Annotated[Optional[str], typer.Option(help="of SYSU-MM01: all or indoor; default: both")] = None,
+    shots: Annotated[Optional[int], typer.Option(help="of SYSU-MM01: 1 or 10; default: both")] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking, on SYSU-MM01, RegDB and LLCM; the result says so")] = False,
     device: Device = "auto",
 ):
-    "Score a trained run, on its own test identities or on another dataset."
+    "Score a trained run, on its own test identities or on another dataset; SYSU-MM01, RegDB and LLCM by their published protocols."
     import pandas as pd
     from vdistill.comparison import reference_scores
+    from vdistill.evaluation import OFFICIAL
     from vdistill.report import scores_table
     from vdistill.training import load_run, write_csv
     embed, headline = load_run(run, device)
     dataset, indices, split = open_for_evaluation(embed.config, spec, split)
+    if split == "test" and dataset.name.split()[0] in OFFICIAL: return evaluate_officially(run, embed, dataset, headline, mode, shots, draws, rerank)
+    for name, value in dict(mode=mode, shots=shots, rerank=rerank).items():
+        if value: raise InputError(f"--{name} belongs to the protocols of {', '.join(OFFICIAL)}; {dataset.name}, {split}, is scored by gallery and draws")
     protocol = dataset.protocol if split != "all" else dataclasses.replace(dataset.protocol, identities=None)
     protocol = dataclasses.replace(protocol, **{k: v for k, v in dict(identities=gallery, draws=draws).items() if v})
     typer.echo(f"{dataset}", err=True)
@@ -114,6 +121,24 @@ def evaluate(
     write_csv(run/f"evaluate-{dataset.name}-{split}.csv", results)
     typer.echo(scores_table(results))
     typer.echo(f"written to {run/f'evaluate-{dataset.name}-{split}.csv'}")
+
+# %% ../nbs/cli/30_cli.ipynb #4582aba8
+def evaluate_officially(run, embed, dataset, headline, mode, shots, trials, rerank):
+    "Cards of the headline feature, and rows of every feature, by the dataset's published protocol."
+    import pandas as pd
+    from vdistill.evaluation import COLUMNS, official_scores, run_columns
+    from vdistill.training import write_csv
+    for name, value, known in (("mode", mode, ("all", "indoor")), ("shots", shots, (1, 10))):
+        if value is not None and value not in known: raise InputError(f"--{name} {value}: choose {known[0]} or {known[1]}")
+    started, config = time.perf_counter(), embed.config
+    scores = official_scores(dataset, embed, modes=(mode,) if mode else ("all", "indoor"), shots=(shots,) if shots else (1, 10), trials=trials or 10, reranking=(20, 6, .3) if rerank else None)
+    table = pd.DataFrame([row for name, s in scores for row in s.rows(name)])
+    table = table.assign(method=config.method, seed=config.seed, split="test", headline=table.feature == headline, seconds=round(time.perf_counter() - started, 1), **run_columns(embed.device))
+    file = run/f"evaluate-{dataset.name.replace(' ', '-')}-official{'-reranked'*rerank}.csv"
+    write_csv(file, table[[*COLUMNS, *(c for c in table if c not in COLUMNS)]])
+    for name, s in scores:
+        if name == headline: typer.echo(f"{name}: {s.card()}")
+    typer.echo(f"written to {file}")
 
 # %% ../nbs/cli/30_cli.ipynb #c012
 def open_for_evaluation(

@@ -1,0 +1,71 @@
+"SYSU-MM01, RegDB and LLCM from end to end: made-up trees, one epoch, the published protocols."
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vdistill import evaluation as E
+from vdistill.archives import fake_llcm, fake_regdb, fake_sysu
+from vdistill.cli import main
+from vdistill.core import InputError
+from vdistill.data import DataWarning, load_dataset
+from vdistill.training import Trainer, configure
+
+TREES = dict(sysu=lambda f: fake_sysu(f, people=(4, 2, 3), image_size=(16, 8)), regdb=lambda f: fake_regdb(f, people=12, image_size=(16, 8)), llcm=lambda f: fake_llcm(f, people=(8, 4), image_size=(16, 8)))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "A folder with a tree and a run of each dataset."
+    folder, small = tmp_path_factory.mktemp("official"), dict(epochs=1, identities_per_batch=2, images_per_identity=1, width=8, features=16, z_features=16, hidden=(16,), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        for kind, plant in TREES.items():
+            plant(folder/kind)
+            Trainer(configure(f"{kind}:{folder/kind}", "full", **small, **{"data.image_size": [32, 16]}), folder/f"run-{kind}").fit()
+    return folder
+
+
+def call(monkeypatch, capsys, *args):
+    monkeypatch.setattr("sys.argv", ["vdistill", "evaluate", *map(str, args)])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+        warnings.simplefilter("ignore", DataWarning)
+        main()
+    return stop.value.code or 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize("kind, file, cards, directions", [("sysu", "SYSU-MM01", 4, 1), ("regdb", "RegDB-trial-1", 2, 2), ("llcm", "LLCM", 2, 2)])
+def test_a_run_is_scored_by_the_published_protocol(runs, monkeypatch, capsys, kind, file, cards, directions):
+    code, said = call(monkeypatch, capsys, runs/f"run-{kind}")
+    assert code == 0 and said.out.count("queries have a match that counts") == cards
+    table = pd.read_csv(runs/f"run-{kind}"/f"evaluate-{file}-official.csv", dtype=dict(commit=str))
+    assert set(E.COLUMNS) <= set(table) and table.direction.nunique() == directions and table.value.between(0, 100).all()
+    assert table.headline.sum() == cards*table.metric.nunique() and set(table.feature) == {"v shared", "z shared", "v specific+shared", "z specific+shared"}
+    if kind == "sysu":
+        assert table.protocol.nunique() == 4 and table.protocol.str.contains("official draws").all()
+        code, said = call(monkeypatch, capsys, runs/"run-sysu", "--mode", "indoor", "--shots", 1, "--draws", 3, "--rerank")
+        one = pd.read_csv(runs/"run-sysu"/"evaluate-SYSU-MM01-official-reranked.csv")
+        assert code == 0 and one.protocol.nunique() == 1 and "indoor" in one.protocol[0] and "re-rank" in one.protocol[0] and set(one.trials) == {3}
+
+
+def test_the_scores_are_those_of_the_protocol(runs):
+    "One feature, put in by hand, in file order."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        dataset = load_dataset(f"sysu:{runs/'sysu'}", image_size=(16, 8))
+    extract = lambda images, modality: dict(x=images.flatten(1).double()[:, ::7])
+    ours = dict(zip(((m, k) for m in ("all", "indoor") for k in (1, 10)), (s for _, s in E.official_scores(dataset, extract))))
+    test = dataset.records[dataset.records.split == "test"]
+    x = {m: np.concatenate([extract(dataset.images([i]), m)["x"].numpy() for i in test.index[test.modality == m]]) for m in (0, 1)}
+    side = lambda m: (x[m], test.identity[test.modality == m].to_numpy(), test.camera[test.modality == m].to_numpy())
+    for (mode, shots), scores in ours.items():
+        assert scores.mean.mean_ap == pytest.approx(E.sysu_scores(*side(1), *side(0), dataset.permutations, mode=mode, shots=shots).mean.mean_ap, abs=1e-9)
+
+
+def test_what_cannot_be(runs, monkeypatch, capsys):
+    for args, word in ((["--mode", "outdoor"], "outdoor"), (["--shots", 5], "5"), (["--split", "val", "--mode", "all"], "--mode")):
+        code, said = call(monkeypatch, capsys, runs/"run-sysu", *args)
+        lines = [line for line in said.err.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(lines) == 1 and word in lines[0]
+    with pytest.raises(InputError, match="no published protocol"): E.official_scores(load_dataset("synthetic", identities=(4, 2, 2)), None)
