@@ -48,6 +48,19 @@ def test_contrastive_bounds_are_their_definitions(n, m, scale, alpha, key):
         assert single.dtype == torch.float32 and abs(single.item() - oracle(f.float(), g.float(), alpha, multi)) < 1e-4
 
 
+@pytest.mark.parametrize("n", [2, 31, 128, 512])
+@pytest.mark.parametrize("alpha", [1., .3, 1e-3])
+def test_ml_cpc_at_every_size_and_scores_to_80(n, alpha):
+    scores = 160*torch.rand(n, n, generator=generator("large", n), dtype=torch.float64) - 80
+    truth = oracle(*B.positives_and_negatives(scores), alpha, True)
+    assert B.ml_cpc(scores, alpha=alpha).item() == pytest.approx(truth, rel=1e-10)
+    assert abs(B.ml_cpc(scores.float(), alpha=alpha).item() - oracle(*B.positives_and_negatives(scores.float()), alpha, True)) < 1e-4
+    for kind in (torch.float16, torch.bfloat16):
+        half = scores.to(kind).requires_grad_()
+        B.ml_cpc(half, alpha=alpha).backward()
+        assert B.ml_cpc(half, alpha=alpha).isfinite() and half.grad.isfinite().all() and half.grad.dtype == kind
+
+
 def test_positives_and_negatives_of_a_matrix():
     x = noise(6, 6)
     f, g = B.positives_and_negatives(x)
