@@ -246,6 +246,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'vdistill/benchmark.py'),
                                     'vdistill.benchmark.bench_gpu': ('looking/benchmark.html#bench_gpu', 'vdistill/benchmark.py'),
                                     'vdistill.benchmark.bench_losses': ('looking/benchmark.html#bench_losses', 'vdistill/benchmark.py'),
+                                    'vdistill.benchmark.bench_protocols': ( 'looking/benchmark.html#bench_protocols',
+                                                                            'vdistill/benchmark.py'),
                                     'vdistill.benchmark.bench_rendering': ( 'looking/benchmark.html#bench_rendering',
                                                                             'vdistill/benchmark.py'),
                                     'vdistill.benchmark.bench_step': ('looking/benchmark.html#bench_step', 'vdistill/benchmark.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'timings', 'machine', 'row', 'bench_rendering', 'write_pairs', 'open_pairs', 'bench_views', 'TrainingStep',
            'first_batch', 'bench_step', 'bench_training', 'triplet_by_anchors', 'random_predictions', 'bench_losses',
-           'scores_by_loop', 'bench_evaluation', 'step_rate', 'bench_gpu', 'run_benchmark']
+           'scores_by_loop', 'bench_evaluation', 'bench_protocols', 'step_rate', 'bench_gpu', 'run_benchmark']
 
 # %% ../nbs/looking/24_benchmark.ipynb #c002
 import dataclasses, os, platform, tempfile, time
@@ -20,10 +20,12 @@ from tqdm.auto import tqdm
 from .batches import Batch, IdentitySampler, load_batch
 from .core import generator
 from .data import MODALITIES, load_dataset
+from .dispatch import count_operations
 from .distillation import VariationalDistillation
 from .evaluation import retrieval_scores
 from .identity_losses import unit_distances
 from .models import Prediction, Predictions
+from .protocols import evaluation_ratios
 from .synthetic import render
 from .training import TrainConfig, autocast, build_model, configure, make_optimizer, objective
 
@@ -221,7 +223,9 @@ def bench_losses(
         return loss, *torch.autograd.grad(loss, leaves)
     torch.testing.assert_close(vectorised(), looped(), rtol=1e-4, atol=1e-6)
     ours, plain = np.median(timings(vectorised, looped, seconds=.3 if quick else 4), 0)
-    return [row("losses", f"objective and gradients, {2*len(label)} images, {classes} identities", 1000*ours, "ms", "triplets by a loop over anchors", plain/ours)]
+    counts = count_operations(lambda: objective(out, label, config, distillation)["loss"].backward())
+    return [row("losses", f"objective and gradients, {2*len(label)} images, {classes} identities", 1000*ours, "ms", "triplets by a loop over anchors", plain/ours),
+            row("losses", "dispatched in it, of which wait for the device", counts.operations, f"operations, {counts.syncs} waits")]
 
 # %% ../nbs/looking/24_benchmark.ipynb #c032
 def scores_by_loop(
@@ -256,6 +260,14 @@ def bench_evaluation(
     return rows
 
 # %% ../nbs/looking/24_benchmark.ipynb #c035
+def bench_protocols(
+    quick: bool = False, # a tenth of the sizes, and smaller factors
+) -> list: # rows
+    "SYSU-MM01, RegDB and re-ranking, against loops over queries and the dense form; equal results are asserted."
+    plain = lambda what: "the dense form" if what == "re-ranking" else "a loop over queries"
+    return [row("protocols", f"{r.what}, {r.queries} queries, gallery of {r.gallery}", r.queries/r.seconds, "queries/s", plain(r.what), r.ratio) for r in evaluation_ratios(small=quick).itertuples()]
+
+# %% ../nbs/looking/24_benchmark.ipynb #c038
 def step_rate(
     config: TrainConfig,
     device: str, # where the step runs
@@ -276,12 +288,12 @@ def bench_gpu(quick=False):
     if not torch.cuda.is_available(): return [row("GPU", what, np.nan, "images/s", "not measured yet: `vdistill bench` on a machine with CUDA")]
     return [row("GPU", what, step_rate(config, "cuda", (288, 144), 64, 1. if quick else 5.), "images/s")]
 
-# %% ../nbs/looking/24_benchmark.ipynb #c039
+# %% ../nbs/looking/24_benchmark.ipynb #c042
 def run_benchmark(
     quick: bool = False, # seconds instead of a minute; smaller problems, so other values
     progress: bool = False, # show a bar
 ) -> pd.DataFrame: # part, what, value, unit, against, ratio (how many times faster; NaN where nothing equal was measured)
     "Measure this machine."
-    parts = (bench_rendering, bench_views, bench_training, bench_losses, bench_evaluation, bench_gpu)
+    parts = (bench_rendering, bench_views, bench_training, bench_losses, bench_evaluation, bench_protocols, bench_gpu)
     rows = [r for part in tqdm(parts, "bench", unit="part", disable=not progress) for r in part(quick=quick)]
     return pd.DataFrame(rows, columns=list(COLUMNS))

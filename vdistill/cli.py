@@ -400,7 +400,7 @@ def views(
 # %% ../nbs/cli/30_cli.ipynb #c021
 @app.command()
 def bench(
-    quick: Annotated[bool, typer.Option(help="a few seconds instead of a minute")] = False,
+    quick: Annotated[bool, typer.Option(help="a few seconds instead of three minutes")] = False,
 ):
     "Measure speeds on this machine; ratios are taken in one run."
     from vdistill.benchmark import machine, run_benchmark
