@@ -319,6 +319,7 @@ def staircase(
     steps: Annotated[int, typer.Option(help="of a stage")] = 4000,
     batch: int = 128,
     cubic: Annotated[bool, typer.Option(help="y³ in place of y")] = False,
+    learning_rate: Annotated[float, typer.Option(help="of the critic")] = 5e-4,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ):
@@ -330,7 +331,7 @@ def staircase(
     if to.suffix != ".csv": raise InputError(f"{to}: name a file that ends in .csv")
     try: levels = tuple(float(s) for s in stages.split(","))
     except ValueError: raise InputError(f"--stages {stages}: numbers of nats, separated by commas") from None
-    settings = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, dim=20, cubic=cubic, steps=steps, learning_rate=5e-4, seed=seed)
+    settings = dict(bound=bound, critic=critic, alpha=alpha, batch=batch, dim=20, cubic=cubic, steps=steps, learning_rate=learning_rate, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BoundWarning) # the paper goes below the floor, and so may a curve
         curve = climb(**settings, stages=levels, device=device, progress=True)
