@@ -1,4 +1,4 @@
-"Where the tests find real visible / infrared pairs."
+"Where the tests find real visible / infrared pairs, and the official draw of SYSU-MM01."
 import os
 from pathlib import Path
 
@@ -16,5 +16,22 @@ def find_pairs_dir():
 @pytest.fixture(scope="session")
 def pairs_dir():
     folder, reason = find_pairs_dir()
+    if folder is None: pytest.skip(reason)
+    return folder
+
+
+def find_protocol_dir():
+    "The folder of SYSU-MM01's official draw: VDISTILL_SYSU_PROTOCOL, else sysu-mm01-protocol beside the pairs or in ../shared; a reason where there is none."
+    named, pairs = os.environ.get("VDISTILL_SYSU_PROTOCOL"), find_pairs_dir()[0]
+    beside = [folder / "sysu-mm01-protocol" for folder in [*([] if pairs is None else [pairs.parent]), Path(__file__).resolve().parents[2] / "shared"]]
+    folders = [Path(named)] if named else beside
+    for folder in folders:
+        if (folder / "rand_perm_cam.mat").is_file(): return folder, None
+    return None, f"no official draw: {folders[-1]} has no rand_perm_cam.mat; set VDISTILL_SYSU_PROTOCOL to a folder that has, with train_id.mat and test_id.mat"
+
+
+@pytest.fixture(scope="session")
+def protocol_dir():
+    folder, reason = find_protocol_dir()
     if folder is None: pytest.skip(reason)
     return folder

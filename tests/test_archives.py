@@ -64,21 +64,6 @@ def llcm(tmp_path): return fake_llcm(tmp_path / ODD / "LLCM", people=(6, 3), ima
 
 # ---- true size
 
-def find_protocol_dir():
-    "The folder of the official draw: VDISTILL_SYSU_PROTOCOL, else ../shared/sysu-mm01-protocol beside the checkout; a reason where there is none."
-    named = os.environ.get("VDISTILL_SYSU_PROTOCOL")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "sysu-mm01-protocol"
-    if (folder / DRAW).is_file(): return folder, None
-    return None, f"no official draw: {folder} has no {DRAW}; set VDISTILL_SYSU_PROTOCOL to a folder that has, with train_id.mat and test_id.mat"
-
-
-@pytest.fixture(scope="module")
-def protocol_dir():
-    folder, reason = find_protocol_dir()
-    if folder is None: pytest.skip(reason)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def roomy():
     "A folder for tens of thousands of small files: in memory where the system allows, since removing them from a disk takes long."

@@ -1,6 +1,5 @@
 "The protocols of SYSU-MM01, RegDB and LLCM against slow definitions, at the published sizes, and with every kind of bad input."
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
-from conftest import find_pairs_dir
 from vdistill import evaluation
 from vdistill.core import InputError
 from vdistill.evaluation import DIRECTIONS, ProtocolScores, RetrievalScores, llcm_scores, pairwise_distances, regdb_scores, results_frame, retrieval_scores, run_columns, sysu_scores
@@ -129,22 +127,11 @@ def test_camera_2_is_hidden_from_camera_3_and_only_from_it():
     assert hidden.valid_queries == (1,)*10 and hidden.queries == 2 and "1 of 2 queries" in hidden.card() and "leave every mean" in hidden.card()
 
 
-def find_protocol():
-    "The published draw, beside the folder of real pairs; a reason where there is none."
-    pairs, _ = find_pairs_dir()
-    folders = [] if pairs is None else [pairs.parent]
-    for folder in folders + [Path(__file__).resolve().parents[2] / "shared"]:
-        if (folder / "sysu-mm01-protocol" / "rand_perm_cam.mat").is_file(): return folder / "sysu-mm01-protocol", None
-    return None, "no sysu-mm01-protocol/rand_perm_cam.mat beside the folder of real pairs"
-
-
 @pytest.fixture(scope="module")
-def layout():
+def layout(protocol_dir):
     "Identities and cameras of the true test set, and its permutations."
-    folder, reason = find_protocol()
-    if folder is None: pytest.skip(reason)
     from scipy.io import loadmat
-    cells, ids = loadmat(folder / "rand_perm_cam.mat")["rand_perm_cam"], sorted(loadmat(folder / "test_id.mat")["id"].ravel().tolist())
+    cells, ids = loadmat(protocol_dir / "rand_perm_cam.mat")["rand_perm_cam"], sorted(loadmat(protocol_dir / "test_id.mat")["id"].ravel().tolist())
     perms = {}
     for camera in range(1, 7):
         table = cells[camera - 1][0].squeeze()
