@@ -167,6 +167,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'vdistill/audit_bounds.py'),
                                        'vdistill.audit_bounds._together': ( 'looking/audit_bounds.html#_together',
                                                                             'vdistill/audit_bounds.py'),
+                                       'vdistill.audit_bounds._value': ('looking/audit_bounds.html#_value', 'vdistill/audit_bounds.py'),
                                        'vdistill.audit_bounds.across': ('looking/audit_bounds.html#across', 'vdistill/audit_bounds.py'),
                                        'vdistill.audit_bounds.at_floor': ('looking/audit_bounds.html#at_floor', 'vdistill/audit_bounds.py'),
                                        'vdistill.audit_bounds.best_temperature': ( 'looking/audit_bounds.html#best_temperature',

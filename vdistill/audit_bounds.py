@@ -8,7 +8,7 @@ __all__ = ['TEMPERATURES', 'BOUNDS', 'pair_rows', 'Metric', 'at_floor', 'in_batc
            'measure_run', 'measure_text', 'plot_bounds', 'write_bounds']
 
 # %% ../nbs/looking/21b_audit_bounds.ipynb #c002
-import math, time, warnings
+import math, time
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .audit import FEATURE_COLOURS, Audit, Estimate, Factor, Prober, Sample, Split, class_means, estimate, group_splits, image_splits, open_audit, score
-from .bounds import BoundWarning, alpha_floor, ceiling, cpc, ml_cpc
+from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits, image_splits, open_audit, score
+from .bounds import alpha_floor, ceiling, cpc, ml_cpc
 from .core import InputError
 from .data import MODALITIES
 from .plots import COLOURS, in_house_style
@@ -108,6 +108,10 @@ def pulls(
 # %% ../nbs/looking/21b_audit_bounds.ipynb #c015
 BOUNDS = {"CPC": ("cpc", lambda n: 1.), "ML-CPC": ("ml_cpc", lambda n: alpha_floor(n, n))} # multi-label CPC at the smallest α that is a bound
 
+def _value(scores, name): # `(…)` nats
+    bound, alpha = BOUNDS[name]
+    return cpc(scores) if bound == "cpc" else ml_cpc(scores, alpha=alpha(scores.shape[-1]))
+
 class Nats(NamedTuple):
     "What a bound says."
     estimate: Estimate
@@ -124,9 +128,8 @@ def read_off(
     R, n = items.shape
     out = {}
     for name, (bound, alpha) in BOUNDS.items():
-        value = cpc(scores) if bound == "cpc" else ml_cpc(scores, alpha=alpha(n))
         pull = np.bincount(groups[items].ravel(), pulls(scores, bound, alpha(n)).double().numpy().ravel()/R, groups.max() + 1)
-        out[name] = Nats(Estimate(float(value.mean()), pull), ceiling(n, alpha(n)), n)
+        out[name] = Nats(Estimate(float(_value(scores, name).mean()), pull), ceiling(n, alpha(n)), n)
     return out
 
 def _together(parts, sizes): # of folds, weighted by how many were tested
@@ -157,7 +160,7 @@ def across(
         network = Metric(x.shape[1], best_temperature(*x[learned])) if critic == "cosine" else learn_metric(x, fit, choose)
         with torch.no_grad(): scores, own = network(*x[test]), network(*x[fit[:, :times]])
         few = read_off(scores, np.broadcast_to(split.test, (times, len(split.test))), of)
-        parts.append({name: nats._replace(gap=float((cpc(own) if BOUNDS[name][0] == "cpc" else ml_cpc(own, alpha=BOUNDS[name][1](own.shape[1]))).mean()) - nats.estimate.value) for name, nats in few.items()})
+        parts.append({name: nats._replace(gap=float(_value(own, name).mean()) - nats.estimate.value) for name, nats in few.items()})
         sizes.append(len(split.test))
     return {name: _together([p[name] for p in parts], sizes) for name in BOUNDS}
 
@@ -295,12 +298,12 @@ def plot_bounds(
     looks = dict(zip(("BA", *BOUNDS), ((-.2, "s", "#777777"), (0., "o", COLOURS["orange"]), (.2, "D", COLOURS["purple"]))))
     features = list(dict.fromkeys(some.feature))
     for ax, (about, images) in zip(axes[0], panels):
-        for r in some[(some.about == about) & (some.images == images)].itertuples():
+        part = some[(some.about == about) & (some.images == images)]
+        for r in part.itertuples():
             dy, marker, colour = looks[r.bound]
             y = features.index(r.feature) + dy
             ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]], fmt=marker, color=colour, ms=6, capsize=2, lw=1.3, label=r.bound)
             ax.plot([r.ceiling]*2, [y - .09, y + .09], color=colour, lw=2.5, label=f"ceiling of {r.bound}")
-        part = some[(some.about == about) & (some.images == images)]
         ax.set(title=f"I({about})" + f", {images}"*(images != "both"), xlabel="nats", yticks=range(len(features)), yticklabels=features, ylim=(len(features) - .5, -.5))
         ax.set_xlim(min(0, part.low.min()), 1.25*part.high.max()); ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
