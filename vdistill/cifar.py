@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from .augmentation import random_flip, shifted
 from .checkpoints import STATE, WEIGHTS, load_state, load_weights, save_checkpoint, save_state
 from .core import InputError, generator, half_width, seeded
 from .evaluation import run_columns
@@ -112,14 +113,10 @@ def augment(
     padding: int = 4, # pixels of zeros on each side
 ) -> Tensor: # `(B, 3, H, W)` uint8
     "A random crop out of the padded image, mirrored at odds of one half."
-    b, c, h, w = images.shape
-    device = images.device
+    b, device = len(images), images.device
     top, left = torch.randint(2*padding + 1, (2, b, 1), generator=rng, device=device)
-    mirrored = torch.rand(b, 1, generator=rng, device=device) < .5
-    rows, columns = torch.arange(h, device=device), torch.arange(w, device=device)
-    rows, columns = top + rows, left + torch.where(mirrored, w - 1 - columns, columns)
-    each, channel = torch.arange(b, device=device)[:, None, None, None], torch.arange(c, device=device)[:, None, None]
-    return F.pad(images, (padding,)*4)[each, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    crop = shifted(images, torch.cat([top, left], 1) - padding)
+    return random_flip(crop, .5, rng)
 
 def normalise(
     images: Tensor, # `(B, 3, H, W)` uint8
