@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'PROBES', 'SHRINKAGE', 'TEMPERATURES', 'VIEW', 'AUDIT_COLUMNS', 'FEATURE_COLOURS', 'Estimate', 'estimate',
-           'mean_of', 'Factor', 'as_factor', 'Split', 'group_splits', 'image_splits', 'fit_softmax', 'Prober', 'score',
-           'shuffled', 'Scores', 'probe_factors', 'probe', 'barber_agakov', 'class_means', 'sufficiency',
-           'modality_purity', 'Discrepancy', 'mmd', 'Sample', 'sample_rows', 'known_factors', 'intensities',
-           'draw_sample', 'Cell', 'factor_cells', 'modality_cells', 'audit', 'Audit', 'open_audit', 'load_finished',
-           'audit_dataset', 'audit_run', 'audit_text', 'plot_factors', 'plot_sufficiency', 'embed_sample',
-           'plot_consistency', 'write_audit']
+           'mean_of', 'Factor', 'as_factor', 'Split', 'group_splits', 'image_splits', 'fit_softmax', 'check_probes',
+           'Prober', 'score', 'shuffled', 'Scores', 'probe_factors', 'probe', 'barber_agakov', 'class_means',
+           'sufficiency', 'modality_purity', 'Discrepancy', 'mmd', 'Sample', 'sample_rows', 'known_factors',
+           'intensities', 'draw_sample', 'Cell', 'factor_cells', 'modality_cells', 'audit', 'Audit', 'open_audit',
+           'load_finished', 'audit_dataset', 'audit_run', 'audit_text', 'plot_factors', 'plot_sufficiency',
+           'embed_sample', 'plot_consistency', 'write_audit']
 
 # %% ../nbs/looking/21_audit.ipynb #c002
 import inspect, time
@@ -228,6 +228,12 @@ def _mlp(x, labels, bases, split, seed, hidden=32, components=64, checks=10): # 
 # %% ../nbs/looking/21_audit.ipynb #c024
 PROBES = ("linear", "mlp")
 
+def check_probes(
+    kinds, # names
+):
+    "Raise `InputError` for a probe that has no such name."
+    if unknown := [k for k in kinds if k not in PROBES]: raise InputError(f"no probe {unknown[0]!r}: choose {' or '.join(PROBES)}")
+
 class Prober:
     "Held-out predictions from one feature; what depends on the feature alone is computed once."
     def __init__(self,
@@ -246,7 +252,7 @@ class Prober:
         seed: int = 0, # of the hidden layer's first weights
     ) -> np.ndarray: # `(H, n, K)` log-probabilities, each by a probe that has not seen the image's fold
         "Learn on each split, predict what it tests."
-        if kind not in PROBES: raise InputError(f"no probe {kind!r}: choose {' or '.join(PROBES)}")
+        check_probes((kind,))
         K, keys = int(labels.max()) + 1, [row.tobytes() for row in labels]
         out = np.full((K, *labels.shape), np.nan)
         for x, split, done in zip(self.inputs, self.splits, self.linear):
@@ -869,7 +875,7 @@ def write_audit(
 ) -> tuple: # (table, paths of what was written)
     "Audit a run; table and pictures into its folder."
     from vdistill.report import save_figure
-    if unknown := [k for k in kinds if k not in PROBES]: raise InputError(f"no probe {unknown[0]!r}: choose {' or '.join(PROBES)}")
+    check_probes(kinds)
     ready = ready or open_audit(run_dir, **options)
     table = audit_run(ready, progress, kinds)
     write_csv(Path(run_dir)/f"{name}.csv", table)
