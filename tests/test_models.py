@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from vdistill.core import InputError, generator
 from vdistill.distillation import VariationalDistillation
-from vdistill.models import EdgeFront, Encoder, PixelFront, ReIDNet, box_mean, conv_backbone, join, load_backbone_weights, resnet50_backbone
+from vdistill.backbones import ATTENTIONS, STAGES, ChannelAttention, Encoder, GeM, NonLocal, conv_backbone, load_backbone_weights, read_weights, resnet50_backbone, take_stem
+from vdistill.models import EdgeFront, PixelFront, ReIDNet, TwoStreamNet, box_mean, join
 from vdistill.training import TrainConfig, objective
 
 fuzz = settings(derandomize=True, deadline=None, max_examples=40)
@@ -133,6 +134,9 @@ def test_unknown_parts(settings, part): assert part in message(lambda: ReIDNet(5
 
 # ---- ResNet-50 and its weight files
 
+def named(resnet): return {k.partition(".")[2]: v for k, v in resnet.state_dict().items()} # as torchvision names them
+
+
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(1)
@@ -143,7 +147,7 @@ def resnet():
 def files(resnet, tmp_path_factory):
     "One state dict in two formats, with a classifier as torchvision's files have it."
     folder = tmp_path_factory.mktemp("weights")
-    state = resnet.state_dict() | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    state = named(resnet) | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     torch.save(state, folder / "w.pth")
     save_file(state, folder / "w.safetensors")
     return folder
@@ -151,7 +155,7 @@ def files(resnet, tmp_path_factory):
 
 def test_resnet50_keeps_its_last_resolution(resnet):
     sizes = {}
-    hooks = [layer.register_forward_hook(lambda m, x, y, n=n: sizes.update({n: tuple(y.shape[2:])})) for n, layer in resnet.named_children() if n.startswith("layer")]
+    hooks = [layer.register_forward_hook(lambda m, x, y, n=n: sizes.update({n: tuple(y.shape[2:])})) for n, layer in resnet.trunk.named_children() if n in STAGES]
     with torch.no_grad(): assert resnet.eval()(images(1, (64, 32))).shape == (1, 2048)
     for hook in hooks: hook.remove()
     assert sizes == {"layer1": (16, 8), "layer2": (8, 4), "layer3": (4, 2), "layer4": (4, 2)}
@@ -188,8 +192,8 @@ BAD = { # file name: what is written, given the path and a good state dict
 
 @pytest.mark.parametrize("name", BAD)
 def test_weight_files_that_do_not_do(resnet, tmp_path, name):
-    BAD[name](tmp_path / name, resnet.state_dict())
-    said = message(load_backbone_weights, resnet, tmp_path / name)
+    BAD[name](tmp_path / name, named(resnet))
+    said = message(lambda: load_backbone_weights(resnet, read_weights(tmp_path / name), tmp_path / name))
     assert str(tmp_path / name) in said and "ResNet-50" in said
     assert "weights_only" not in said # no advice to run what is in the file
     assert not (tmp_path / "trap").exists()
@@ -197,8 +201,8 @@ def test_weight_files_that_do_not_do(resnet, tmp_path, name):
 
 
 def test_files_from_before_batches_were_counted(resnet, tmp_path):
-    torch.save({k: v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth")
-    load_backbone_weights(resnet, tmp_path / "old.pth")
+    torch.save({k: v for k, v in named(resnet).items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth")
+    load_backbone_weights(resnet, read_weights(tmp_path / "old.pth"))
 
 
 def test_no_download_without_a_network(monkeypatch):
@@ -208,3 +212,115 @@ def test_no_download_without_a_network(monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nonexistent/hub")
     monkeypatch.setattr(os, "makedirs", lambda *args, **options: None)
     assert "could not be downloaded" in message(resnet50_backbone, "imagenet")
+
+
+# ---- pooling, attention, and the lean network
+
+def test_gem_against_float64():
+    x, p = images(3, (7, 5)).sub(.3), 2.5 # some below zero
+    slow = [[(max(float(v), 1e-6)**p) for v in x[b, c].double().flatten()] for b in range(3) for c in range(3)]
+    want = torch.tensor([(sum(row)/len(row))**(1/p) for row in slow]).view(3, 3)
+    torch.testing.assert_close(GeM(p=p, eps=1e-6)(x).flatten(1), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1., 1e3, 1e4])
+def test_gem_learns_at_every_scale(scale):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        pool, x = GeM(), (images(2, (6, 3))*scale).to(dtype).requires_grad_()
+        pool(x).sum().backward()
+        assert x.grad.isfinite().all() and pool.p.grad.isfinite().all() and pool.p.grad.abs().sum() > 0
+
+
+def test_gem_gradient():
+    x = torch.rand(2, 2, 3, 2, dtype=torch.double, generator=generator("gem")) + .1
+    pool = GeM().double()
+    # the pool works in float32 on purpose, so the gradient is held against the formula, not against differences
+    x.requires_grad_()
+    pool(x).sum().backward()
+    y = x.detach().pow(3).mean((2, 3), keepdim=True).pow(1/3)
+    torch.testing.assert_close(x.grad, x.detach().pow(2)*y.pow(-2)/6, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_attention_starts_as_nothing(resnet, attention):
+    with torch.no_grad():
+        other = resnet50_backbone(None, attention)
+        load_backbone_weights(other, named(resnet))
+        torch.testing.assert_close(other.eval()(images(2, (32, 16))), resnet.eval()(images(2, (32, 16))), rtol=1e-4, atol=1e-4)
+        assert set(other.trunk.attention) == set(ATTENTIONS[attention])
+        for module in other.trunk.attention.values(): (module.gamma if attention == "channel" else module.W[1].weight).data.fill_(.5)
+        if attention != "none": assert (other(images(2, (32, 16))) - resnet(images(2, (32, 16)))).abs().max() > 1e-3
+
+
+def test_attention_keeps_order():
+    "Moving positions moves the answer of both; mixing channels moves that of channel attention only in kind."
+    x, perm = torch.randn(2, 6, 4, 3, generator=generator("attention")), torch.randperm(12, generator=generator("perm"))
+    for module in (ChannelAttention(), NonLocal(6).eval()):
+        (module.gamma if isinstance(module, ChannelAttention) else module.W[1].weight).data.fill_(.5)
+        moved = x.flatten(2)[..., perm].view_as(x)
+        torch.testing.assert_close(module(moved), module(x).flatten(2)[..., perm].view_as(x), rtol=1e-4, atol=1e-4)
+
+
+def lean(**settings):
+    torch.manual_seed(0)
+    return TwoStreamNet(5, **(dict(bottleneck=True, z_features=6, hidden=(8,)) | SMALL | settings))
+
+
+@pytest.mark.parametrize("backbone", [{}, dict(pooling="gem"), dict(backbone="resnet50", pooling="gem"), dict(backbone="resnet50", attention="channel"), dict(backbone="resnet50", attention="nonlocal", bottleneck=False), dict(stochastic=True)])
+def test_lean_network_has_no_dead_parameter(backbone):
+    "After one step, that is: what starts at zero holds the gradient of what stands before it back."
+    model, label = lean(**backbone), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4])
+    config = TrainConfig(bottleneck=model.shared.bottleneck is not None)
+    for lr in (.1, 0):
+        model.zero_grad()
+        objective(model(images(8, (32, 16)), images(8, (32, 16), 1)), label, config, VariationalDistillation())["loss"].backward()
+        for p in model.parameters():
+            if p.grad is not None and lr: p.data -= lr*p.grad
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["shared.encoder.norm.bias"]
+    dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not dead and all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_lean_network_parts_and_joins():
+    model, v, i = lean().eval(), images(3), images(3, seed=1)
+    out = model(v, i)
+    assert out.visible is None and out.pairs == (out.shared,) and out.specific is out.shared or out.specific == out.shared
+    for stem, half, x, modality in zip(model.stems, out.shared, (v, i), (0, 1)):
+        for a, b in zip(half, model.shared(stem(model.front(x)))): torch.testing.assert_close(a, b) if a is not None else None
+        features = model.embed(x, modality)
+        assert set(features) == {"v shared", "z shared"}
+        torch.testing.assert_close(features["z shared"], half.z)
+    for p in model.stems[0].parameters(): p.data.mul_(-1)
+    assert torch.equal(model.embed(i, 1)["v shared"], features["v shared"]) and not torch.allclose(model.embed(v, 0)["v shared"], out.shared_visible.v)
+
+
+def test_all_three_losses_work_on_the_lean_network():
+    model, label = lean().train(), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4])
+    (v1, z1), (v2, z2) = ((p.v_logits, p.z_logits) for p in model(images(8), images(8, seed=1)).shared)
+    terms = objective(model(images(8), images(8, seed=1)), label, TrainConfig(), VariationalDistillation())
+    kl = lambda p, q: (p.log_softmax(1).exp()*(p.log_softmax(1) - q.log_softmax(1))).sum(1).mean()
+    for term, want in dict(vsd=kl(v1, z1) + kl(v2, z2), vcd=(kl(v2, z1) + kl(v1, z2))/2).items(): torch.testing.assert_close(terms[term], want, rtol=1e-4, atol=1e-6)
+    assert terms["vml"] > 0
+
+
+def test_stem_and_trunk_make_the_whole():
+    for backbone in ("conv", "resnet50"):
+        torch.manual_seed(0)
+        encoder = Encoder(backbone, **({} if backbone == "resnet50" else SMALL)).eval()
+        x = images(2, (32, 16))
+        with torch.no_grad():
+            whole, names = encoder(x), len(list(encoder.parameters()))
+            stem = take_stem(encoder)
+            torch.testing.assert_close(encoder(stem(x)), whole)
+        assert names == len(list(encoder.parameters())) + len(list(stem.parameters()))
+
+
+def test_grey_views_are_those_of_the_released_code():
+    "E_V sees the images, E_I their grey copies, E_S both; rows: visible images, then infrared ones."
+    model, v, i = net(views="grey", front="pixels").eval(), images(3), images(3, seed=1)
+    out, x = model(v, i), model.front(torch.cat([v, i]))
+    grey = (.2989*x[:, 0] + .5870*x[:, 1] + .1140*x[:, 2])[:, None].expand(-1, 3, -1, -1)
+    for got, (branch, seen) in zip(out, ((model.visible, x), (model.infrared, grey), (model.shared, x), (model.shared, grey))): torch.testing.assert_close(got.z, branch(seen).z)
+    features = model.embed(v, 0)
+    torch.testing.assert_close(features["v specific+shared"], torch.cat([p.v[:3] for p in (out.infrared, out.shared_infrared, out.visible, out.shared_visible)], 1))
+    assert torch.equal(features["z shared"], model.embed(v, 1)["z shared"]) # which modality it is plays no part
