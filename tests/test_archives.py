@@ -474,7 +474,7 @@ def test_evaluate(regdb):
 
 
 def test_one_epoch(sysu):
-    config = configure(f"sysu:{sysu}", "full", epochs=1, identities_per_batch=2, images_per_identity=1, width=8, features=16, z_features=16, hidden=(16,), device="cpu", **{"data.image_size": [32, 16]})
+    config = configure(f"sysu:{sysu}", "full", epochs=1, identities_per_batch=2, images_per_identity=1, width=8, features=16, z_features=16, hidden=(16,), backbone="conv", weights=None, device="cpu", **{"data.image_size": [32, 16]})
     results = Trainer(config).fit()
     assert set(results.dataset) == {"SYSU-MM01"} and results.value.between(0, 100).all()
 

@@ -18,7 +18,7 @@ TREES = dict(sysu=lambda f: fake_sysu(f, people=(4, 2, 3), image_size=(16, 8)), 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     "A folder with a tree and a run of each dataset."
-    folder, small = tmp_path_factory.mktemp("official"), dict(epochs=1, identities_per_batch=2, images_per_identity=1, width=8, features=16, z_features=16, hidden=(16,), device="cpu")
+    folder, small = tmp_path_factory.mktemp("official"), dict(epochs=1, identities_per_batch=2, images_per_identity=1, width=8, features=16, z_features=16, hidden=(16,), backbone="conv", weights=None, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         for kind, plant in TREES.items():

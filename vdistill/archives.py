@@ -408,6 +408,7 @@ def _enter(folder, kind):
 # %% ../nbs/reid/10b_archives.ipynb #c043
 class SYSUDataset(ArchiveDataset):
     "SYSU-MM01."
+    published = "sysu"
     def __init__(self,
         folder, # holds cam1 … cam6 and exp
         image_size=(288, 144), # `(H, W)` or a number
@@ -435,6 +436,7 @@ def _open_draw(records, file): # the draw, or None, and what to say about it
 # %% ../nbs/reid/10b_archives.ipynb #c044
 class RegDBDataset(ArchiveDataset):
     "RegDB, as one of its ten trials divides it."
+    published = "regdb"
     def __init__(self,
         folder, # holds Visible, Thermal and idx
         image_size=(288, 144), # `(H, W)` or a number
@@ -453,6 +455,7 @@ class RegDBDataset(ArchiveDataset):
 # %% ../nbs/reid/10b_archives.ipynb #c045
 class LLCMDataset(ArchiveDataset):
     "LLCM."
+    published = "llcm"
     def __init__(self,
         folder, # holds vis, nir, test_vis, test_nir and idx
         image_size=(288, 144), # `(H, W)` or a number

@@ -8,7 +8,7 @@ __all__ = ['app', 'Run', 'Settings', 'Device', 'parse_settings', 'check_csv', 'f
            'read_columns', 'staircase', 'digits', 'cifar', 'views', 'bench', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
-import dataclasses, sys, time, warnings
+import dataclasses, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -70,7 +70,8 @@ def demo(
 @app.command()
 def train(
     spec: Annotated[Optional[str], typer.Argument(help="dataset: synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR")] = None,
-    method: Annotated[str, typer.Option(help="baseline, bottleneck, vsd, vcd, vml, two of these as vsd+vcd, full, released, vib, ceb, estimated, mib or dml")] = "full",
+    method: Annotated[Optional[str], typer.Option(help="baseline, bottleneck, vsd, vcd, vml, two of these as vsd+vcd, full, released, vib, ceb, estimated, mib or dml; default: the recipe's, or full")] = None,
+    recipe: Annotated[Optional[str], typer.Option(help="of SYSU-MM01, RegDB and LLCM: paper, released, baseline or modern; default: paper. Of any: a YAML file")] = None,
     seed: int = 0,
     out: Annotated[Optional[Path], typer.Option(help="folder of the run; default: runs/DATASET-METHOD-SEED")] = None,
     resume: Annotated[Optional[Path], typer.Option(metavar="RUN", help="go on with this run")] = None,
@@ -82,11 +83,13 @@ def train(
     from vdistill.training import Trainer, configure
     if (spec is None) == (resume is None): raise InputError("pass a dataset (synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR), or --resume RUN")
     if resume: trainer = Trainer.resume(resume, progress=True)
-    else: trainer = Trainer(configure(spec, method, seed, **parse_settings(settings)), out or free_folder(Path("runs")/Cell(spec, method, seed).folder()), progress=True)
+    else:
+        config = configure(spec, method, seed, recipe, **parse_settings(settings))
+        trainer = Trainer(config, out or free_folder(Path("runs")/Cell(spec, config.method, seed).folder()), progress=True)
     typer.echo(f"{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
     try: results = trainer.fit()
     except KeyboardInterrupt: raise SystemExit(_interrupted(trainer))
-    results = pd.concat([reference_scores(trainer.dataset, seed=trainer.config.seed), results], ignore_index=True)
+    if not trainer.dataset.published: results = pd.concat([reference_scores(trainer.dataset, seed=trainer.config.seed), results], ignore_index=True)
     finish(results, trainer.run_dir, trainer.dataset, trainer.run_dir/"results.csv")
 
 def _interrupted(trainer):
@@ -98,7 +101,7 @@ def _interrupted(trainer):
 @app.command()
 def evaluate(
     run: Run,
-    spec: Annotated[Optional[str], typer.Argument(help="another dataset, every identity of it; default: the test identities of the run's own")] = None,
+    spec: Annotated[Optional[str], typer.Argument(help="another dataset, every identity of it (of SYSU-MM01, RegDB and LLCM: the test identities); default: the test identities of the run's own")] = None,
     gallery: Annotated[Optional[int], typer.Option(help="identities in the gallery; default: the dataset's protocol, or all of another set")] = None,
     draws: Annotated[Optional[int], typer.Option(help="evaluations that are averaged")] = None,
     split: Annotated[str, typer.Option(help="identities of the run's own dataset: test, val, or train, those that it has learned")] = "test",
@@ -115,9 +118,9 @@ def evaluate(
     from vdistill.training import load_run, write_csv
     embed, headline = load_run(run, device)
     dataset, indices, split = open_for_evaluation(embed.config, spec, split)
-    if split == "test" and dataset.name.split()[0] in OFFICIAL: return evaluate_officially(run, embed, dataset, headline, mode, shots, draws, rerank)
+    if dataset.published and split in ("test", "all"): return evaluate_officially(run, embed, dataset, headline, mode, shots, draws, rerank)
     for name, value in dict(mode=mode, shots=shots, rerank=rerank).items():
-        if value: raise InputError(f"--{name} belongs to the protocols of {', '.join(OFFICIAL)}; {dataset.name}, {split}, is scored by gallery and draws")
+        if value: raise InputError(f"--{name} belongs to the protocols of {', '.join(OFFICIAL.values())}; {dataset.name}, {split}, is scored by gallery and draws")
     protocol = dataset.protocol if split != "all" else dataclasses.replace(dataset.protocol, identities=None)
     protocol = dataclasses.replace(protocol, **{k: v for k, v in dict(identities=gallery, draws=draws).items() if v})
     typer.echo(f"{dataset}", err=True)
@@ -129,14 +132,10 @@ def evaluate(
 # %% ../nbs/cli/30_cli.ipynb #4582aba8
 def evaluate_officially(run, embed, dataset, headline, mode, shots, trials, rerank):
     "Cards of the headline feature, and rows of every feature, by the dataset's published protocol."
-    from vdistill.evaluation import official_scores, results_frame, run_columns
     from vdistill.training import write_csv
     for name, value, known in (("mode", mode, ("all", "indoor")), ("shots", shots, (1, 10))):
         if value is not None and value not in known: raise InputError(f"--{name} {value}: choose {known[0]} or {known[1]}")
-    started, config = time.perf_counter(), embed.config
-    scores = official_scores(dataset, embed, modes=(mode,) if mode else ("all", "indoor"), shots=(shots,) if shots else (1, 10), trials=trials or 10, reranking=(20, 6, .3) if rerank else None)
-    rows = [row | dict(headline=name == headline) for name, s in scores for row in s.rows(name)]
-    table = results_frame(rows, method=config.method, seed=config.seed, split="test", seconds=round(time.perf_counter() - started, 1), **run_columns(embed.device))
+    table, scores = embed.score_officially(dataset, headline, modes=(mode,) if mode else ("all", "indoor"), shots=(shots,) if shots else (1, 10), trials=trials or 10, reranking=(20, 6, .3) if rerank else None)
     file = run/f"evaluate-{dataset.name.replace(' ', '-')}-official{'-reranked'*rerank}.csv"
     write_csv(file, table)
     for name, s in scores:
@@ -229,11 +228,11 @@ def finish(
     device: str = "auto",
 ):
     "Write the results, print the table, draw the pictures, say where they are."
-    from vdistill.report import scores_table, write_pictures
+    from vdistill.report import official_table, scores_table, write_pictures
     from vdistill.training import write_csv
     if csv is not None: write_csv(csv, results)
-    typer.echo(scores_table(results))
-    if "HOG" not in set(results.method): typer.echo("HOG was not measured: pip install vdistill[baselines]")
+    typer.echo(official_table(results) if dataset.published else scores_table(results))
+    if not dataset.published and "HOG" not in set(results.method): typer.echo("HOG was not measured: pip install vdistill[baselines]")
     typer.echo(f"drawing pictures into {run_dir} …", err=True)
     typer.echo("pictures: " + "  ".join(str(p) for p in write_pictures(run_dir, dataset, device=device)))
 

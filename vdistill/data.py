@@ -44,6 +44,7 @@ class DataWarning(UserWarning): "A dataset was loaded, but not all of it or not 
 class ReIDDataset:
     "Records in a table; their pixels come on demand. Readers subclass it and write `images`."
     factors = None # a data frame with a row a record where the true factors are known
+    published = None # `sysu`, `regdb` or `llcm` where the dataset has a published protocol
     def __init__(self,
         name: str, # in results
         image_size: tuple, # `(height, width)` of what `images` gives

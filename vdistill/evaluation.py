@@ -127,7 +127,7 @@ def extract_features(
     return {name: torch.cat([torch.as_tensor(p[name]) for p in parts]) for name in parts[0]}
 
 # %% ../nbs/reid/15_evaluation.ipynb #c016
-OFFICIAL = ("SYSU-MM01", "RegDB", "LLCM") # names of datasets with a protocol of their own
+OFFICIAL = dict(sysu="SYSU-MM01", regdb="RegDB", llcm="LLCM") # datasets with a protocol of their own
 
 def official_scores(
     dataset, # SYSU-MM01, RegDB or LLCM, as the readers of chapter 10b open them
@@ -140,14 +140,14 @@ def official_scores(
     batch_size: int = 256,
 ) -> list: # of (feature name, `ProtocolScores`)
     "The test images of a published dataset under its published protocol, every feature and setting."
-    if dataset.name.split()[0] not in OFFICIAL: raise InputError(f"{dataset.name} has no published protocol; those that have are {', '.join(OFFICIAL)}")
+    if dataset.published not in OFFICIAL: raise InputError(f"{dataset.name} has no published protocol; those that have are {', '.join(OFFICIAL.values())}")
     infrared, visible = dataset.query_gallery("infrared")
     v, i = (extract_features(dataset, extract, rows, m, batch_size=batch_size) for m, rows in enumerate((visible, infrared)))
     about = lambda rows: [dataset.records[c].to_numpy()[rows] for c in ("identity", "camera")]
     (v_ids, v_cams), (i_ids, i_cams) = about(visible), about(infrared)
     def scores(v, i):
-        if dataset.name.startswith("SYSU"): return [sysu_scores(i, i_ids, i_cams, v, v_ids, v_cams, dataset.permutations, mode=mode, shots=k, trials=trials, draw=draw, reranking=reranking) for mode in modes for k in shots]
-        if dataset.name.startswith("RegDB"): return regdb_scores([(v, v_ids, i, i_ids)], reranking=reranking).values()
+        if dataset.published == "sysu": return [sysu_scores(i, i_ids, i_cams, v, v_ids, v_cams, dataset.permutations, mode=mode, shots=k, trials=trials, draw=draw, reranking=reranking) for mode in modes for k in shots]
+        if dataset.published == "regdb": return regdb_scores([(v, v_ids, i, i_ids)], reranking=reranking).values()
         return llcm_scores(v, v_ids, v_cams, i, i_ids, i_cams, trials=trials, reranking=reranking).values()
     return [(name, s) for name in v for s in scores(v[name], i[name])]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['euclidean_distances', 'pair_masks', 'batch_hard', 'masked_softmax', 'weighted_triplet', 'identity_centres',
-           'hetero_centre', 'hetero_centre_triplet', 'released_sinkhorn']
+           'hetero_centre', 'hetero_centre_triplet', 'released_sinkhorn', 'released_rank']
 
 # %% ../nbs/reid/14b_metric_losses.ipynb #c002
 import math
@@ -140,3 +140,21 @@ def released_sinkhorn(
 def _correction(exponent, dim, eps): # to the marginal 1/n along the other dimension
     n = exponent.shape[1 - dim]
     return eps*(math.log(1/n + 1e-8) - ((exponent/eps).exp().sum(dim, keepdim=True) + 1e-6).log())
+
+# %% ../nbs/reid/14b_metric_losses.ipynb #c037
+def released_rank(
+    features: Tensor, # `(n, d)`
+    label: Tensor, # `(n,)`
+    modality: Tensor, # `(n,)`
+    margins: tuple = (.9, 1.), # within a modality, across
+    alphas: tuple = (2.2, 2.), # others further away than this do not count
+) -> Tensor: # scalar
+    "The list-wise metric term of the authors' released code: for study."
+    distances, total = euclidean_distances(F.normalize(features, dim=1)), 0
+    for pairs, margin, alpha in zip(("within", "across"), margins, alphas):
+        positive, negative = pair_masks(label, modality, pairs)
+        far = (distances - (alpha - margin)).clamp_min(0)*positive
+        gap, close = alpha - distances, negative & (distances < alpha)
+        weight = gap.exp()*close
+        total = total + far.sum(1)/(positive.sum(1) + 1e-5) + (weight*gap).sum(1)/(weight.sum(1) + 1e-5)
+    return total.mean()
