@@ -116,8 +116,59 @@ def test_corrupt_images_are_all_named(tmp_path, scenes):
     done = call(tmp_path, "train", f"pairs:{broken}")
     assert done.returncode == 2 and "003.png" in done.stderr and "005.png" in done.stderr and not (tmp_path/"runs").exists()
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("photographs")/"some images", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(3): Image.fromarray(rng.integers(0, 256, (80, 50, 3), dtype=np.uint8)).save(folder/f"{i}.png")
+    return folder
+
+def test_embed_writes_what_the_library_computes(trained, photographs):
+    from vdistill.embedding import embed_run, read_embeddings
+    folder, _ = trained
+    done = call(folder, "embed", "a run", photographs, photographs/"1.png", "--modality", "infrared", "--out", "new/features.npz", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    found, ours = read_embeddings(folder/"new"/"features.npz"), embed_run(folder/"a run", photographs, "infrared", device="cpu")
+    assert found.path.tolist() == [str(photographs/f"{i}.png") for i in range(3)] and set(found.modality) == {"infrared"}
+    assert list(found.features) == [found.about["headline"]]
+    np.testing.assert_array_equal(found.features[found.about["headline"]], ours.features[found.about["headline"]])
+    assert "3 infrared images" in done.stdout and "new/features.npz" in done.stdout.replace(os.sep, "/")
+    every = call(folder, "embed", "a run", photographs/"0.png", "--modality", "visible", "--out", "all.npz", "--feature", "all")
+    assert every.returncode == 0 and set(read_embeddings(folder/"all.npz").features) == {"v shared", "z shared", "v specific+shared", "z specific+shared"}
+
+def test_embed_into_parquet(trained, photographs):
+    pq = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow: pip install vdistill[export]")
+    folder, _ = trained
+    done = call(folder, "embed", "a run", photographs, "--modality", "rgb", "--out", "features.parquet", "--feature", "z shared")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(folder/"features.parquet").column_names == ["path", "modality", "z shared"]
+
+def test_export_is_checked(trained):
+    for name in ("onnx", "onnxscript"): pytest.importorskip(name, reason="needs onnx: pip install vdistill[export]")
+    ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install vdistill[export]")
+    folder, _ = trained
+    done = call(folder, "export", "a run", "net.onnx", "--modality", "visible")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "largest difference from the network" in done.stdout and "32 test images" in done.stdout and "net.onnx" in done.stdout
+    session = ort.InferenceSession(str(folder/"net.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, dict(images=np.zeros((2, 3, 64, 32), np.uint8)))[0].shape[0] == 2 and session.get_modelmeta().custom_metadata_map["modality"] == "visible"
+
+@pytest.mark.parametrize("args, word", [
+    (["embed", "a run", "PHOTOS", "--out", "x.npz"], "--modality"), (["embed", "a run", "PHOTOS", "--modality", "night", "--out", "x.npz"], "night"),
+    (["embed", "a run", "PHOTOS", "--modality", "visible", "--out", "x.csv"], "x.csv"), (["embed", "a run", "nowhere.png", "--modality", "visible", "--out", "x.npz"], "nowhere.png"),
+    (["embed", "a run", "PHOTOS", "--modality", "visible", "--out", "x.npz", "--feature", "w"], "z shared"), (["embed", "nowhere", "PHOTOS", "--modality", "visible", "--out", "x.npz"], "nowhere"),
+    (["export", "a run", "x.pt", "--modality", "visible"], "x.pt"), (["export", "a run", "x.onnx", "--modality", "night"], "night"), (["export", "nowhere", "x.onnx", "--modality", "visible"], "nowhere")])
+def test_bad_input_of_embed_and_export_leaves_nothing(trained, photographs, args, word):
+    if args[0] == "export": pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install vdistill[export]")
+    folder, _ = trained
+    before = sorted(folder.rglob("*"))
+    done = call(folder, *(photographs if a == "PHOTOS" else a for a in args))
+    assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+    if word != "--modality": assert done.stderr.count("error: ") == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr # a missing option is typer's own message
+    assert sorted(folder.rglob("*")) == before
+
 def test_help_for_each():
-    for command in ("demo", "train", "evaluate", "show", "doctor", "audit", "ablate", "mi", "staircase", "digits", "views", "cifar", "bench"):
+    for command in ("demo", "train", "evaluate", "show", "doctor", "embed", "export", "audit", "ablate", "mi", "staircase", "digits", "views", "cifar", "bench"):
         done = call(".", command, "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import map_coordinates
 
 from vdistill.core import InputError
-from vdistill.data import (CSVDataset, DataWarning, Jitter, PairsDataset, Protocol, ReIDDataset, as_size, block_splits, check_images, codes,
+from vdistill.data import (CSVDataset, DataWarning, Jitter, PairsDataset, Protocol, ReIDDataset, as_size, block_splits, check_images, codes, image_shape,
                            complain, cut, disjoint, find_pairs, grid_windows, load_dataset, near_duplicates, read_image, sample_views, size_for,
                            thumbnail, uniform, view_parameters)
 
@@ -405,3 +405,15 @@ def test_disjoint_keeps_the_first_scene():
     windows = pd.DataFrame({"identity": list("abab"), "split": ["train", "train", "test", "train"]})
     kept, notes = disjoint(windows)
     assert list(kept.index) == [0, 1, 3] and len(notes) == 1
+
+
+@pytest.mark.parametrize("orientation, turn", [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_images_stand_as_a_viewer_shows_them(tmp_path, orientation, turn):
+    "Cameras write how they were held into the file."
+    x = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(x).save(tmp_path/"x.png", exif=exif)
+    got = read_image(tmp_path/"x.png")
+    np.testing.assert_array_equal(got, np.rot90(x, turn))
+    assert image_shape(tmp_path/"x.png") == got.shape[:2]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from .core import InputError, generator
 
 # %% ../nbs/reid/10_data.ipynb #c007
@@ -93,6 +93,7 @@ def read_image(
     try:
         if Path(path).stat().st_size == 0: raise InputError(f"{path}: empty file")
         with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image) # as every viewer shows it
             if image.mode[0] in "IF": image = _stretch(image)
             return np.asarray(image.convert(mode))
     except FileNotFoundError: raise InputError(f"{path}: missing") from None
@@ -378,7 +379,7 @@ def image_shape(
 ) -> tuple|None: # `(H, W)`, None where it cannot be read
     "The size in the header, without decoding."
     try:
-        with Image.open(path) as image: return image.size[::-1]
+        with Image.open(path) as image: return image.size if image.getexif().get(274, 1) > 4 else image.size[::-1] # 274: orientation; above 4 it lies on its side
     except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError): return None
 
 # %% ../nbs/reid/10_data.ipynb #c065
