@@ -209,9 +209,10 @@ def runtime():
     for name in ("onnx", "onnxscript"): pytest.importorskip(name, reason=onnx_reason)
     return pytest.importorskip("onnxruntime", reason=onnx_reason)
 
-CASES = [("full", (64, 32), "z specific+shared", "visible", {}), ("vib", (44, 36), "z shared", "infrared", {}), ("baseline", (32, 24), "v specific+shared", "infrared", dict(front="pixels"))]
+CASES = [("full", (64, 32), "z specific+shared", "visible", {}), ("vib", (44, 36), "z shared", "infrared", {}), ("baseline", (32, 24), "v specific+shared", "infrared", dict(front="pixels")),
+         ("full", (32, 24), "z shared", "visible", dict(network="two_stream", pooling="gem")), ("released", (32, 24), "v specific+shared", "infrared", dict(views="grey", front="pixels", z_hidden=(8,)))]
 
-@pytest.mark.parametrize("method, size, feature, modality, settings", CASES, ids=["bottleneck", "stochastic, pooled unevenly", "baseline, pixels"])
+@pytest.mark.parametrize("method, size, feature, modality, settings", CASES, ids=["bottleneck", "stochastic, pooled unevenly", "baseline, pixels", "two streams, GeM", "released, grey copies"])
 def test_onnx_matches_the_network(tmp_path, people, method, size, feature, modality, settings):
     "Batches of 1, 3 and 64, noise and people; the network is asked without any code of the chapter."
     ort = runtime()
