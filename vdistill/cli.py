@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Run', 'Settings', 'Device', 'parse_settings', 'check_csv', 'free_folder', 'demo', 'train', 'evaluate',
-           'evaluate_officially', 'open_for_evaluation', 'doctor', 'show', 'embed', 'export', 'audit', 'finish',
-           'ablate', 'mi', 'read_columns', 'staircase', 'digits', 'cifar', 'views', 'bench', 'main']
+           'evaluate_officially', 'open_for_evaluation', 'doctor', 'show', 'show_cases', 'embed', 'export', 'audit',
+           'finish', 'ablate', 'mi', 'read_columns', 'staircase', 'digits', 'cifar', 'views', 'bench', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
 import dataclasses, sys, warnings
@@ -184,15 +184,26 @@ def doctor(
 @app.command()
 def show(
     run: Run,
+    cases: Annotated[bool, typer.Option("--cases", help="instead, take it apart: margins of every query, scores by camera, the worst failures, maps of attention")] = False,
     device: Device = "auto",
 ):
-    "Print a finished run's table and draw its pictures again."
+    "Print a finished run's table and draw its pictures again; or, query by query, why it failed."
     from vdistill.comparison import read_results
     from vdistill.training import read_config
     config = read_config(run)
     if not (run/"results.csv").is_file(): raise InputError(f"{run} is not finished: go on with vdistill train --resume {run}")
     dataset, _, _ = open_for_evaluation(config, None)
+    if cases: return show_cases(run, dataset, device)
     finish(read_results(run/"results.csv"), run, dataset, None, device)
+
+# %% ../nbs/cli/30_cli.ipynb #cases001
+def show_cases(run, dataset, device):
+    "Write the run's cases, say how many queries missed and which were the worst, and where the files are."
+    from vdistill.cases import cases_text, write_cases
+    typer.echo(f"looking at every query of {dataset.name} …", err=True)
+    paths = write_cases(run, dataset, device=device)
+    typer.echo(cases_text(run))
+    typer.echo("written: " + "  ".join(str(p) for p in paths))
 
 # %% ../nbs/cli/30_cli.ipynb #embed001
 @app.command()

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['COLOURS', 'MODALITY_COLOURS', 'RIGHT', 'WRONG', 'STYLE', 'TERM_LABELS', 'MARKERS', 'NOT_TERMS', 'SIDES',
            'house_style', 'in_house_style', 'plot_kl_curves', 'embed_2d', 'scatter_modalities', 'plot_embedding',
-           'plot_ranked_lists', 'plot_cmc', 'plot_history', 'plot_results', 'plot_differences', 'plot_sweep',
-           'plot_sides', 'plot_estimate', 'plot_distances', 'plot_information_diagram']
+           'plot_ranked_lists', 'plot_attention', 'plot_cmc', 'plot_history', 'plot_results', 'plot_differences',
+           'plot_sweep', 'plot_sides', 'plot_estimate', 'plot_distances', 'plot_cameras', 'plot_information_diagram']
 
 # %% ../nbs/looking/20_plots.ipynb #c003
-import functools, importlib.util, warnings
+import functools, importlib.util, textwrap, warnings
 from contextlib import contextmanager
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from threadpoolctl import ThreadpoolController
 from .core import InputError, half_width
@@ -203,9 +204,12 @@ def plot_ranked_lists(
     query_images, # `(R, 3, H, W)` or `(R, H, W, 3)` uint8
     gallery_images, # `(R, K, 3, H, W)` or `(R, K, H, W, 3)` uint8, nearest first
     matches, # `(R, K)` bool
-    distances=None, # `(R, K)`, written under the images
+    distances=None, # `(R, K)`, written under the images; where one is infinite the place stays empty
     titles=None, # `R` strings beside the queries
     query_title: str = "query", # above the queries: `"infrared query"`
+    answers=None, # `(R, 3, H, W)` uint8: right ones, in a column of their own, wherever they are ranked
+    answer_labels=None, # `R` strings under them
+    title: str = "", # above everything
 ): # the figure
     "Queries and the gallery images nearest to them, right ones framed green and wrong ones red."
     queries, gallery, matches = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images"), np.asarray(matches, bool)
@@ -214,32 +218,80 @@ def plot_ranked_lists(
     for name, shape in (("query images", (len(queries), columns)), ("matches", matches.shape), ("distances", (rows, columns) if distances is None else distances.shape)):
         if shape != (rows, columns): raise InputError(f"{name} are for {shape} lists and places, gallery images for {(rows, columns)}")
     if titles is not None and len(titles) != rows: raise InputError(f"{len(titles)} titles for {rows} queries")
-    fig, axes = _grid_of_pictures(rows, columns, gallery.shape[2]/gallery.shape[3], distances is not None, titles)
+    answers = None if answers is None else _pictures(answers, 1, "answers")
+    if answers is not None and len(answers) != rows: raise InputError(f"{len(answers)} answers for {rows} queries")
+    apart = (1,) if answers is None else (1, columns + 1)
+    fig, axes = _grid_of_pictures(rows, columns + len(apart), gallery.shape[2]/gallery.shape[3], distances is not None or answer_labels is not None, titles, apart, title)
     for r in range(rows):
-        _picture(axes[r][0], queries[r])
-        axes[r][0].spines[:].set(color="#222222", linewidth=1.5)
-        if titles is not None: axes[r][0].set_ylabel(titles[r], rotation=0, ha="right", va="center", labelpad=8)
+        _asking(axes[r][0], queries[r], None if titles is None else titles[r])
         for k in range(columns):
-            _picture(ax := axes[r][k + 1], gallery[r, k])
-            _frame(ax, matches[r, k], 9)
-            if distances is not None: ax.set_xlabel(f"{distances[r, k]:.2f}", fontsize=10, labelpad=3)
-    for k, title in enumerate([query_title, *range(1, columns + 1)]): axes[0][k].set_title(title, fontsize=12, pad=6)
+            if distances is not None and np.isinf(distances[r, k]): axes[r][k + 1].axis("off")
+            else: _answering(axes[r][k + 1], gallery[r, k], matches[r, k], "" if distances is None else f"{distances[r, k]:.2f}")
+        if answers is not None: _answering(axes[r][-1], answers[r], True, "" if answer_labels is None else answer_labels[r])
+    for k, name in enumerate([query_title, *range(1, columns + 1), "right one"][:len(axes[0])]): axes[0][k].set_title(name, fontsize=12, pad=6)
     return fig
 
+def _asking(ax, image, title): # a query
+    _picture(ax, image)
+    ax.spines[:].set(color="#222222", linewidth=1.5)
+    if title is not None: ax.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8)
+
+def _answering(ax, image, right, label): # an image of the gallery
+    _picture(ax, image)
+    _frame(ax, right, 9)
+    if label: ax.set_xlabel(label, fontsize=10, labelpad=3)
+
 # %% ../nbs/looking/20_plots.ipynb #c028
-def _grid_of_pictures(rows, columns, aspect, numbers, titles):
+def _grid_of_pictures(rows, columns, aspect, numbers, titles, apart=(1,), title=""): # `apart`: columns with a wide gap before them
     width = .95 if aspect < 1.5 else .75
-    height, gap, apart, line = width*aspect, .12, .35, .3 if numbers else .12
-    left, right, top, bottom = .15 if titles is None else .35 + .095*max(map(len, map(str, titles))), .12, .4, .08
-    total = left + right + (columns + 1)*width + (columns - 1)*gap + apart, top + bottom + rows*(height + line)
+    height, line = width*aspect, .3 if numbers else .12
+    left, right, top, bottom = .15 if titles is None else .35 + .095*max(len(part) for t in titles for part in str(t).split("\n")), .12 if len(apart) == 1 else .25, .4, .08
+    xs = left + width*np.arange(columns) + np.cumsum([0, *(.35 if k in apart else .12 for k in range(1, columns))])
+    lines = textwrap.wrap(title, int(9.5*(xs[-1] + width)))
+    top += .24*len(lines) + .08*bool(lines)
+    total = xs[-1] + width + right, top + bottom + rows*(height + line)
     fig, axes = plt.figure(figsize=total), []
     for r in range(rows):
-        xs = [left, *(left + width + apart + k*(width + gap) for k in range(columns))]
         y = total[1] - top - height - r*(height + line)
         axes.append([fig.add_axes((x/total[0], y/total[1], width/total[0], height/total[1])) for x in xs])
+    if lines: fig.text(.12/total[0], 1 - .1/total[1], "\n".join(lines), ha="left", va="top", fontsize=12)
     return fig, axes
 
-# %% ../nbs/looking/20_plots.ipynb #c032
+# %% ../nbs/looking/20_plots.ipynb #c034
+def _overlay(image, heat): # `(H, W, 3)` uint8, `(H, W)` in [0, 1]: floats
+    pale = np.repeat(.35 + .6*(image @ np.array([.299, .587, .114]))[..., None]/255, 3, 2)
+    weight = .8*np.sqrt(np.clip(heat, 0, 1))[..., None]
+    return (1 - weight)*pale + weight*plt.get_cmap("plasma")(np.clip(heat, 0, 1))[..., :3]
+
+@in_house_style
+def plot_attention(
+    images, # `(R, K, 3, H, W)` or `(R, K, H, W, 3)` uint8, a row a case
+    maps, # `(R, K, H, W)` in [0, 1]; NaN: the image as it is
+    headings, # `K` strings above the columns
+    frames=None, # `(R, K)`: 1 framed as right, 0 as wrong, -1 not framed
+    labels=None, # `(R, K)` strings under the images
+    titles=None, # `R` strings beside the rows
+    apart=(1,), # columns that stand apart from what is left of them
+    title: str = "", # above everything
+): # the figure
+    "Images, and over some of them where a network looked."
+    images, maps = _pictures(images, 2, "images"), np.asarray(maps.detach().cpu() if hasattr(maps, "detach") else maps, float)
+    rows, columns = images.shape[:2]
+    if maps.shape != images.shape[:4]: raise InputError(f"maps have shape {maps.shape}; needed: a value for every pixel of the images, {images.shape[:4]}")
+    if np.nanmin(maps, initial=0) < 0 or np.nanmax(maps, initial=0) > 1: raise InputError(f"maps reach from {np.nanmin(maps):.3g} to {np.nanmax(maps):.3g}; scale them to 0 to 1")
+    for name, value, n in (("headings", headings, columns), ("titles", titles, rows), ("frames", frames, rows), ("labels", labels, rows)):
+        if value is not None and len(value) != n: raise InputError(f"{len(value)} {name}; needed: {n}")
+    fig, axes = _grid_of_pictures(rows, columns, images.shape[2]/images.shape[3], labels is not None, titles, apart, title)
+    for r in range(rows):
+        for k, ax in enumerate(axes[r]):
+            seen = np.isnan(maps[r, k]).any()
+            _asking(ax, images[r, k] if seen else _overlay(images[r, k], maps[r, k]), titles[r] if titles is not None and k == 0 else None)
+            if frames is not None and frames[r][k] >= 0: _frame(ax, bool(frames[r][k]), 9)
+            if labels is not None: ax.set_xlabel(labels[r][k], fontsize=10, labelpad=3)
+    for ax, name in zip(axes[0], headings): ax.set_title(name, fontsize=12, pad=6)
+    return fig
+
+# %% ../nbs/looking/20_plots.ipynb #c038
 @in_house_style
 def plot_cmc(
     scores: dict, # {name: `RetrievalScores` or array of fractions, `[k-1]` is rank-k}
@@ -261,7 +313,7 @@ def plot_cmc(
     ax.legend(title="(rank-1 in %)", loc="center left", bbox_to_anchor=(1, .5))
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c035
+# %% ../nbs/looking/20_plots.ipynb #c041
 NOT_TERMS = ("epoch", "step", "seed", "seconds")
 
 def _unit(column): return "%" if column.startswith("val_") else "" if column == "lr" else "nats" if column in ("classification", "mutual_learning", "vsd", "vcd", "vml") else ""
@@ -289,7 +341,7 @@ def plot_history(
     for c in range(across): axes[(len(columns) - 1 - c)//across, c].set_xlabel("epoch"); axes[(len(columns) - 1 - c)//across, c].tick_params(labelbottom=True)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c038
+# %% ../nbs/looking/20_plots.ipynb #c044
 def _rows_of(table): # {(method, feature): row}, a little space between methods
     rows, y, last = {}, 0., None
     for method, feature in sorted(table.groupby(["method", "feature"], sort=False).groups, key=lambda pair: list(table.method.unique()).index(pair[0])):
@@ -335,7 +387,7 @@ def plot_results(
     if handles: fig.legend(handles.values(), handles, loc="outside right center", title="feature")
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c041
+# %% ../nbs/looking/20_plots.ipynb #c047
 SIDES = {"v": ("observation v", COLOURS["blue"], "o"), "z": ("representation z", COLOURS["vermilion"], "s"), "headline": ("headline feature", COLOURS["black"], "D")}
 
 @in_house_style
@@ -361,7 +413,7 @@ def plot_differences(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sides))
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c044
+# %% ../nbs/looking/20_plots.ipynb #c050
 @in_house_style
 def plot_sweep(
     table: pd.DataFrame, # value (of the setting), side, mean, interval
@@ -384,7 +436,7 @@ def plot_sweep(
     ax.set(xlabel=setting, ylabel=f"{metric} (%)"); ax.legend()
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c047
+# %% ../nbs/looking/20_plots.ipynb #c053
 @in_house_style
 def plot_sides(
     table: pd.DataFrame, # method, side, mean, interval of one dataset, as `comparison.compare` gives
@@ -406,7 +458,7 @@ def plot_sides(
     ax.legend(loc="upper center", bbox_to_anchor=(.5, -.42/(.36*len(methods))), ncols=2)
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c050
+# %% ../nbs/looking/20_plots.ipynb #c056
 @in_house_style
 def plot_estimate(
     history: pd.DataFrame, # seed, step, train, validation: nats, of `estimate_mi`
@@ -427,7 +479,7 @@ def plot_estimate(
     ax.set(xlabel="step", ylabel="nats"); ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     return ax
 
-# %% ../nbs/looking/20_plots.ipynb #c053
+# %% ../nbs/looking/20_plots.ipynb #c059
 @in_house_style
 def plot_distances(
     table: pd.DataFrame, # feature, pair (`within` or `across`), same (bool), distance (middle of the bin), density
@@ -448,7 +500,46 @@ def plot_distances(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
-# %% ../nbs/looking/20_plots.ipynb #c056
+# %% ../nbs/looking/20_plots.ipynb #c062
+def _cameras(column): # numbers in order, then `all`
+    return sorted(set(map(str, column)), key=lambda c: (c == "all", int(c) if c.lstrip("-").isdecimal() else 0, c))
+
+def _camera_panel(ax, table, metric):
+    rows, columns = _cameras(table.query_camera), _cameras(table.gallery_camera)
+    keyed = table.assign(query_camera=table.query_camera.astype(str), gallery_camera=table.gallery_camera.astype(str)).set_index(["query_camera", "gallery_camera"])
+    values = np.array([[keyed[metric].get((r, c), np.nan) for c in columns] for r in rows], float)
+    cmap = LinearSegmentedColormap.from_list("", ["#ffffff", COLOURS["blue"]])
+    ax.imshow(np.where(np.isnan(values), 0, values), cmap=cmap, vmin=0, vmax=100, aspect="auto")
+    for (r, c), value in np.ndenumerate(values):
+        if np.isnan(value): ax.add_patch(plt.Rectangle((c - .5, r - .5), 1, 1, fc="#cccccc", ec="none"))
+        ax.text(c, r, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "#222222")
+    for line in (ax.axhline, ax.axvline): line(len(rows if line == ax.axhline else columns) - 1.5, color="white", lw=4)
+    valid = [keyed.valid.get((r, "all"), np.nan) for r in rows]
+    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=[r if np.isnan(n) else f"{r}  ({n:.0f})" for r, n in zip(rows, valid)],
+           xlabel="gallery camera", ylabel="query camera (queries)")
+    ax.grid(False); ax.tick_params(length=0); ax.spines[:].set_visible(False)
+
+@in_house_style
+def plot_cameras(
+    table: pd.DataFrame, # query_camera, gallery_camera (`all`: over all of them), valid, the metric in percent; perhaps direction
+    metric: str = "rank-1", # a column of it
+    title: str = "", # above everything
+): # the figure
+    "A score by query camera and gallery camera, a panel a direction; grey where no query is valid."
+    missing = [c for c in ("query_camera", "gallery_camera", "valid", metric) if c not in table]
+    if missing: raise InputError(f"a camera table without the columns {', '.join(missing)}")
+    parts = list(table.groupby("direction", sort=False)) if "direction" in table else [("", table)]
+    sizes = [tuple(len(_cameras(part[c])) for c in ("gallery_camera", "query_camera")) for _, part in parts]
+    if max(map(max, sizes)) <= 2: raise InputError("one camera asks and one is searched: the only cell is the score itself, and there is nothing to draw")
+    fig, axes = plt.subplots(1, len(parts), figsize=(1.2 + sum(1.6 + .6*w for w, _ in sizes), 1.5 + .48*max(h for _, h in sizes) + .3*bool(title)), layout="constrained",
+                             gridspec_kw=dict(width_ratios=[2 + w for w, _ in sizes]), squeeze=False)
+    for ax, (direction, part) in zip(axes[0], parts):
+        _camera_panel(ax, part, metric)
+        ax.set_title(f"{metric} (%)" + f", {direction}"*bool(direction), fontsize=12)
+    if title: fig.suptitle(title, fontsize=12)
+    return fig
+
+# %% ../nbs/looking/20_plots.ipynb #c066
 def _circles(n): # centres of unit circles, and from there the way to the name
     if n == 2: return np.array([[-.6, 0], [.6, 0]]), np.array([[-.25, 1.15], [.25, 1.15]])
     angle = np.pi/2 + np.arange(3)*2*np.pi/3
