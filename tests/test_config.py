@@ -234,3 +234,30 @@ def test_seeds_and_networks():
     c = TrainConfig(**old)
     assert (c.network, c.metric, c.mutual, c.hold_out, c.decay_at, c.shared_share) == ("three", "cross", "kl", True, (.6, .85), 1.)
     assert set(REGULARISERS) >= {"distillation", "released"} and set(MUTUAL) == {"kl", "sinkhorn"} and read_recipe("nothing")[1] == {}
+
+
+# ---- weights of others, and of earlier runs, as a start
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
+    people = load_dataset("synthetic", identities=(12, 6, 6))
+    settings = SMALL | dict(epochs=1, identities_per_batch=6)
+    first = Trainer(configure("synthetic", **settings), tmp_path/"first", people)
+    first.fit()
+    config = configure("synthetic", "baseline", 1, **settings, start=str(tmp_path/"first"/"model.safetensors"))
+    second = Trainer(config, tmp_path/"second", people)
+    theirs, ours, fresh = load_weights(tmp_path/"first"), second.model.state_dict(), build_model(config, 12).state_dict()
+    backbone = [k for k in ours if ".backbone." in k and "num_batches" not in k]
+    assert all(torch.equal(ours[k], theirs[k]) for k in backbone) and not all(torch.equal(fresh[k], theirs[k]) for k in backbone)
+    assert "no such" in str(second.started) or second.started.mapped
+    second.fit()
+    (tmp_path/"first"/"model.safetensors").unlink() # what a resumed run starts from is its own
+    assert Trainer.resume(tmp_path/"second", dataset=people).config.start == config.start
+    assert "no file" in message(Trainer, configure("synthetic", **settings, start=str(tmp_path/"nothing.pt")), dataset=people)
+
+
+def test_imported_runs_are_not_resumed(tmp_path):
+    from vdistill.checkpoints import save_checkpoint
+    from vdistill.training import start_run
+    config = TrainConfig(method="imported", data=dict(identities=(12, 6, 6), image_size=[32, 16]))
+    save_checkpoint(start_run(tmp_path/"run", config), build_model(config, 4), dict(best=dict(epoch=-1, feature="v shared", value=-1., scores={})))
+    assert "start=" in message(Trainer.resume, tmp_path/"run")

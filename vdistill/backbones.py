@@ -23,7 +23,7 @@ class GeM(nn.Module):
     def __init__(self,
         grid: tuple = (1, 1), # positions kept
         p: float = 3., # exponent at the start
-        eps: float = 1e-6, # activations below this count as this
+        eps: float = 1e-4, # activations below this count as this; AGW has 1e-12 under its cube root
     ):
         super().__init__()
         self.grid, self.eps, self.p = tuple(grid), eps, nn.Parameter(torch.tensor([float(p)]))

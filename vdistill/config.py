@@ -35,7 +35,7 @@ METHODS = {
 }
 
 # %% ../nbs/reid/16b_config.ipynb #c007
-NAMED = dict(method=METHODS, regulariser=REGULARISERS, metric=METRICS, mutual=MUTUAL, triplet_on=("v", "pooled"), network=("three", "two_stream"), views=("modalities", "grey"),
+NAMED = dict(method=(*METHODS, "imported"), regulariser=REGULARISERS, metric=METRICS, mutual=MUTUAL, triplet_on=("v", "pooled"), network=("three", "two_stream"), views=("modalities", "grey"),
              optimizer=("adamw", "adam", "sgd"), schedule=("cosine", "step"), precision=("auto", "float32", "bfloat16"))
 LIMITS = (("triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml weight_decay backbone_rate", 0, math.inf),
           ("flip warmup label_smoothing wrong_labels missing_labels", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
@@ -80,6 +80,7 @@ class TrainConfig:
     z_hidden: tuple = () # layers of the classifier on z
     stochastic: bool = False # z ~ p(z|v), a Gaussian
     weights: str | None = None # of ResNet-50: `imagenet`, or a file
+    start: str | None = None # a checkpoint to begin with, of vdistill or of public code; what fits is taken
     # the objective: weights of its terms; 0 switches one off
     label_smoothing: float = .1
     triplet: float = 1. # the metric term

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from .core import atomic_path
 from .data import MODALITIES
-from .evaluation import DIRECTIONS, OFFICIAL, extract_features, gallery_draws, pairwise_distances, protocol_text
+from .evaluation import DIRECTIONS, extract_features, gallery_draws, pairwise_distances, protocol_text
 from .protocols import camera_groups, seeded_draw, sysu_galleries
 from .plots import embed_2d, plot_distances, plot_embedding, plot_kl_curves, plot_ranked_lists
 from .training import load_run, write_csv
@@ -78,8 +78,7 @@ def searches(
     seed: int = 0, # of the drawn gallery
 ) -> list: # of `Search`, one a direction
     "The first trial of the dataset's protocol: who asks, who is searched, and which pairs do not count."
-    name = dataset.name.split()[0]
-    if indices is None and name in OFFICIAL: return dict(zip(OFFICIAL, (_sysu_searches, _regdb_searches, _llcm_searches)))[name](dataset)
+    if indices is None and dataset.published: return dict(sysu=_sysu_searches, regdb=_regdb_searches, llcm=_llcm_searches)[dataset.published](dataset)
     indices, one = dataset.indices("test") if indices is None else indices, replace(dataset.protocol, draws=1)
     visible, infrared = gallery_draws(dataset.records, indices, one, seed)[0]
     words = protocol_text(dataset.records, indices, one)
