@@ -69,3 +69,46 @@ def test_what_cannot_be(runs, monkeypatch, capsys):
         lines = [line for line in said.err.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(lines) == 1 and word in lines[0]
     with pytest.raises(InputError, match="no published protocol"): E.official_scores(load_dataset("synthetic", identities=(4, 2, 2)), None)
+
+
+TRUE = dict(sysu=lambda f, draw: fake_sysu(f, permutations_file=draw), regdb=lambda f, draw: fake_regdb(f), llcm=lambda f, draw: fake_llcm(f))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, counts, queries", [("sysu", "395 identities, 22,258 visible, 11,909 infrared", ["3,803 of 3,803", "2,208 of 3,803"]), ("regdb", "206 identities, 2,060 visible, 2,060 infrared", ["2,060 of 2,060"]), ("llcm", "713 identities, 16,946 visible, 13,975 infrared", [" queries have a match"])])
+def test_true_to_size_from_doctor_to_show(tmp_path, protocol_dir, monkeypatch, capsys, kind, counts, queries):
+    "As many people and images as published, made up and tiny: doctor, train, evaluate, show and show --cases, as a shell calls them."
+    TRUE[kind](tmp_path/kind, protocol_dir/"rand_perm_cam.mat")
+    monkeypatch.chdir(tmp_path)
+    def shell(*args):
+        monkeypatch.setattr("sys.argv", ["vdistill", *map(str, args)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            warnings.simplefilter("ignore", DataWarning)
+            main()
+        said = capsys.readouterr()
+        assert not stop.value.code, said.err
+        return said.out
+    spec = f"{kind}:{tmp_path/kind}"
+    assert counts in shell("doctor", spec, "--images", 200)
+    small = dict(epochs=1, backbone="conv", weights="null", width=4, features=16, z_features=16, hidden="[16]") | {"data.image_size": "[16, 8]"}
+    shell("train", spec, "--out", "run", *(x for k, v in small.items() for x in ("--set", f"{k}={v}")))
+    cards = shell("evaluate", "run")
+    assert all(q in cards for q in queries) and cards.count("queries have a match") == dict(sysu=4, regdb=2, llcm=2)[kind]
+    table = pd.read_csv(next((tmp_path/"run").glob("evaluate-*-official.csv")), dtype=dict(commit=str))
+    assert set(table.trials) == ({10} if kind != "regdb" else {1}) and table.value.between(0, 100).all()
+    if kind == "sysu": assert {int(s.split("gallery of ")[1].split()[0].replace(",", "")) for s in table.protocol} == {301, 3010, 112, 1120}
+    assert "headline feature" in shell("show", "run") and (tmp_path/"run"/"ranked_infrared_to_visible.png").is_file()
+    assert "queries missed" in shell("show", "run", "--cases") and len(pd.read_csv(tmp_path/"run"/"cases.csv")) >= 2060
+
+
+def test_another_published_set_is_scored_by_its_own_protocol(runs, monkeypatch, capsys):
+    code, said = call(monkeypatch, capsys, runs/"run-sysu", f"regdb:{runs/'regdb'}")
+    assert code == 0 and said.out.count("queries have a match that counts") == 2
+    table = pd.read_csv(runs/"run-sysu"/"evaluate-RegDB-trial-1-official.csv", dtype=dict(commit=str))
+    assert set(table.dataset) == {"RegDB trial 1"} or set(table.dataset) == {"RegDB"}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_results_of_training_follow_the_protocol(runs, kind):
+    "What training writes is what evaluation finds."
+    table = pd.read_csv(runs/f"run-{kind}"/"results.csv", dtype=dict(commit=str))
+    assert "valid_queries" in table and table.protocol.nunique() == dict(sysu=4, regdb=1, llcm=1)[kind] or kind != "sysu"
