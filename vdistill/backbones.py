@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['POOLINGS', 'STAGES', 'ATTENTIONS', 'BACKBONES', 'GeM', 'pool', 'ChannelAttention', 'NonLocal', 'conv_backbone',
-           'ResNetTrunk', 'resnet50_backbone', 'imagenet_weights', 'read_weights', 'load_backbone_weights', 'Encoder',
-           'take_stem']
+           'ResNetTrunk', 'resting_norms', 'resnet50_backbone', 'imagenet_weights', 'read_weights',
+           'load_backbone_weights', 'Encoder', 'take_stem']
 
 # %% ../nbs/reid/13a_backbones.ipynb #c002
 from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from .core import InputError
 
 # %% ../nbs/reid/13a_backbones.ipynb #c007
@@ -23,7 +25,7 @@ class GeM(nn.Module):
     def __init__(self,
         grid: tuple = (1, 1), # positions kept
         p: float = 3., # exponent at the start
-        eps: float = 1e-4, # activations below this count as this; AGW has 1e-12 under its cube root
+        eps: float = 1e-4, # activations below this count as this
     ):
         super().__init__()
         self.grid, self.eps, self.p = tuple(grid), eps, nn.Parameter(torch.tensor([float(p)]))
@@ -109,18 +111,37 @@ class ResNetTrunk(nn.Module):
         for name, stage in zip(STAGES, stages): setattr(self, name, stage)
         self.attention = nn.ModuleDict({place: NonLocal(channels) if channels else ChannelAttention() for place, channels in ATTENTIONS[attention].items()})
         self.pool = pool(pooling)
+        self.checkpointing = False # True: hold only what enters a stage, and compute it again for the gradient
 
     def forward(self,
         x: Tensor, # `(B, 64, H, W)`
     ) -> Tensor: # `(B, 2048)`
-        for name in STAGES:
-            x = self.attend(name, x)
-            for i, block in enumerate(getattr(self, name)): x = self.attend(f"{name}_{i}", block(x))
+        for name in STAGES: x = checkpoint(self.stage, name, x, use_reentrant=False, context_fn=lambda: (nullcontext(), resting_norms(self))) if self.checkpointing and self.training else self.stage(name, x)
         return self.pool(x).flatten(1)
+
+    def stage(self, name, x):
+        x = self.attend(name, x)
+        for i, block in enumerate(getattr(self, name)): x = self.attend(f"{name}_{i}", block(x))
+        return x
 
     def attend(self, place, x): return self.attention[place](x) if place in self.attention else x
 
 # %% ../nbs/reid/13a_backbones.ipynb #c020
+@contextmanager
+def resting_norms(
+    module: nn.Module,
+):
+    "Within, batch norms do not move their running statistics: what is computed a second time must not count twice."
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for m in norms: m.momentum = 0.
+    try: yield
+    finally:
+        for m, (momentum, count) in zip(norms, kept):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(count)
+
+# %% ../nbs/reid/13a_backbones.ipynb #c021
 def resnet50_backbone(
     weights: str | None = None, # None: random; `imagenet`: torchvision's download; else a file (`.pth`, `.pt` or `.safetensors`)
     attention: str = "none", # or `channel`, `nonlocal`
@@ -136,7 +157,7 @@ def resnet50_backbone(
     if state is not None: load_backbone_weights(out, state, weights)
     return out
 
-# %% ../nbs/reid/13a_backbones.ipynb #c022
+# %% ../nbs/reid/13a_backbones.ipynb #c026
 def imagenet_weights() -> dict: # name -> tensor
     "torchvision's ImageNet weights of ResNet-50, downloaded where they are not in its cache."
     from torchvision.models import ResNet50_Weights
@@ -147,7 +168,7 @@ def imagenet_weights() -> dict: # name -> tensor
 
 def _reason(error): return str(getattr(error, "reason", error)).splitlines()[0]
 
-# %% ../nbs/reid/13a_backbones.ipynb #c023
+# %% ../nbs/reid/13a_backbones.ipynb #c027
 def read_weights(
     path, # a state dict: `.safetensors` or a torch file; never unpickles code
 ) -> dict: # name -> tensor, without a classifier
@@ -160,7 +181,7 @@ def read_weights(
         return {k: v for k, v in state.items() if not k.startswith("fc.") and torch.is_tensor(v)}
     except Exception as e: raise InputError(f"{path} is not a ResNet-50 state dict ({type(e).__name__}): pass tensors by name, in a .safetensors or a torch file") from None
 
-# %% ../nbs/reid/13a_backbones.ipynb #c024
+# %% ../nbs/reid/13a_backbones.ipynb #c028
 def load_backbone_weights(
     net: nn.Module, # of `resnet50_backbone`; gets the weights
     state: dict, # torchvision's names -> tensors
@@ -176,7 +197,7 @@ def load_backbone_weights(
     if odd: raise InputError(f"{where} does not fit ResNet-50: {odd[0]}")
     net.load_state_dict(renamed, strict=False)
 
-# %% ../nbs/reid/13a_backbones.ipynb #c029
+# %% ../nbs/reid/13a_backbones.ipynb #c033
 BACKBONES = ("conv", "resnet50")
 
 class Encoder(nn.Module):
@@ -209,7 +230,7 @@ class Encoder(nn.Module):
     ) -> Tensor: # `(B, d)`
         return self.norm(self.pooled(x))
 
-# %% ../nbs/reid/13a_backbones.ipynb #c030
+# %% ../nbs/reid/13a_backbones.ipynb #c034
 def take_stem(
     encoder: Encoder, # loses its stem
 ) -> nn.Module: # `(B, 3, H, W)` to what the trunk takes

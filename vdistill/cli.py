@@ -90,14 +90,14 @@ def train(
     typer.echo(f"{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
     if trainer.started: typer.echo(trainer.started, err=True)
     try: results = trainer.fit()
-    except KeyboardInterrupt: raise SystemExit(_interrupted(trainer))
+    except KeyboardInterrupt as e: raise SystemExit(_interrupted(trainer, getattr(e, "number", 2)))
     if not trainer.dataset.published: results = pd.concat([reference_scores(trainer.dataset, seed=trainer.config.seed), results], ignore_index=True)
     finish(results, trainer.run_dir, trainer.dataset, trainer.run_dir/"results.csv")
 
-def _interrupted(trainer):
-    "Say how to go on; the exit code of an interrupted program."
+def _interrupted(trainer, signal):
+    "Say how to go on; the exit code of a program that a signal has ended."
     typer.echo(f"\nInterrupted in epoch {trainer.epoch}. Go on with: vdistill train --resume {trainer.run_dir}", err=True)
-    return 130
+    return 128 + signal
 
 # %% ../nbs/cli/30_cli.ipynb #c011
 @app.command()

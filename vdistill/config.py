@@ -36,8 +36,8 @@ METHODS = {
 
 # %% ../nbs/reid/16b_config.ipynb #c007
 NAMED = dict(method=(*METHODS, "imported"), regulariser=REGULARISERS, metric=METRICS, mutual=MUTUAL, triplet_on=("v", "pooled"), network=("three", "two_stream"), views=("modalities", "grey"),
-             optimizer=("adamw", "adam", "sgd"), schedule=("cosine", "step"), precision=("auto", "float32", "bfloat16"))
-LIMITS = (("triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml weight_decay backbone_rate", 0, math.inf),
+             optimizer=("adamw", "adam", "sgd"), schedule=("cosine", "step"), precision=("auto", "float32", "bfloat16", "float16"), compile=("auto", "always", "never"))
+LIMITS = (("triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml weight_decay backbone_rate skip_nonfinite", 0, math.inf),
           ("flip warmup label_smoothing wrong_labels missing_labels", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list", dict: "a table"}
 
@@ -124,13 +124,17 @@ class TrainConfig:
     hold_out: bool = True # False: train on the validation identities too; the last epoch counts, and nothing is chosen
     headline: str = "" # the feature to report where nothing is chosen
     device: str = "auto" # cuda where there is one, else cpu
-    precision: str = "auto" # bfloat16 autocast on cuda, float32 elsewhere
+    precision: str = "auto" # bfloat16 autocast on cuda, float32 elsewhere; float16 scales the gradients
+    compile: str = "auto" # torch.compile after the first epoch: on cuda; or `always`, `never`
+    accumulate: int = 1 # batches whose gradients are added up for one step
+    checkpointing: bool = False # of ResNet-50: compute stages twice to hold less in memory
+    skip_nonfinite: int = 0 # steps that may be left out because loss or gradient was no number
 
     def __post_init__(self):
         for f in dataclasses.fields(self): setattr(self, f.name, as_kind(f.type, f.name, getattr(self, f.name)))
         for name, allowed in NAMED.items():
             if getattr(self, name) not in allowed: raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        for name in ("epochs", "validate_every", "width", "features", "z_features"):
+        for name in ("epochs", "validate_every", "width", "features", "z_features", "accumulate"):
             if getattr(self, name) < 1: raise InputError(f"{name}={getattr(self, name)}: must be at least 1")
         for names, low, high in LIMITS:
             for name in names.split(): _within(name, getattr(self, name), low, high)

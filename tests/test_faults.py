@@ -1,0 +1,347 @@
+"What happens to a run while it runs: each of these does the thing."
+import errno, json, os, signal, subprocess, sys, time, warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import vdistill.checkpoints as K
+import vdistill.training as T
+from vdistill.checkpoints import CheckpointError, CheckpointWarning, check_checkpoint, load_state, load_weights
+from vdistill.config import configure
+from vdistill.core import InputError, generator
+from vdistill.data import load_dataset
+from vdistill.guard import FolderLock, Interrupted, Signals, Watch, out_of_memory
+from vdistill.training import Trainer, load_run
+
+SMALL = dict(epochs=4, validate_every=2, width=4, features=16, z_features=8, hidden=(16,), z_hidden=(8,), grid=(2, 1), identities_per_batch=6, images_per_identity=1, flip=.5, device="cpu", data=dict(identities=(24, 6, 8)))
+ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).resolve().parents[1]))
+STEPS = 16
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from vdistill.training import Trainer, configure
+run = Path(sys.argv[1])
+trainer = Trainer.resume(run) if (run/"config.yaml").exists() else Trainer(configure("synthetic", **eval(sys.argv[2])), run)
+print("ready", flush=True)
+trainer.fit()
+"""
+
+
+def message(function, *args, **options):
+    with pytest.raises(InputError) as error: function(*args, **options)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def history(run): return pd.read_csv(Path(run)/"history.csv").drop(columns="seconds")
+
+
+def equal_runs(a, b):
+    "History, weights and last state, bit for bit."
+    pd.testing.assert_frame_equal(history(a), history(b), check_exact=True)
+    x, y = load_weights(a), load_weights(b)
+    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    x, y = load_state(a), load_state(b)
+    assert all(torch.equal(x["model"][k], y["model"][k]) for k in x["model"]) and x["best"] == y["best"] and x["step"] == y["step"]
+
+
+@pytest.fixture(scope="module")
+def people(): return load_dataset("synthetic", identities=(24, 6, 8))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, people):
+    "An uninterrupted run."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("whole")/"run"
+    Trainer(configure("synthetic", **SMALL), run, people).fit()
+    torch.set_num_threads(threads)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---- stopped at a step, anywhere
+
+class Told(Trainer):
+    "Gets a signal within a step."
+    at, number = 0, signal.SIGTERM
+    def train_step(self, *batch):
+        if self.step == self.at: os.kill(os.getpid(), self.number)
+        return super().train_step(*batch)
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 4, 6, 7, 8, 15])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(people, whole, tmp_path, at, number):
+    "In the middle of an epoch, at its last step, after a validation, at the last step of all."
+    told = Told(configure("synthetic", **SMALL), tmp_path/"run", people)
+    told.at, told.number = at, number
+    with pytest.raises(Interrupted) as stop: told.fit()
+    assert stop.value.number == number and load_state(tmp_path/"run")["step"] == at + 1 and not check_checkpoint(tmp_path/"run")
+    resumed = Trainer.resume(tmp_path/"run", dataset=people)
+    assert resumed.step == at + 1 and resumed.done == (at % 4) + 1
+    resumed.fit()
+    equal_runs(tmp_path/"run", whole)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL # as it was
+
+
+def test_a_second_interrupt_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.caught == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_accumulation_stops_between_steps_only(people, tmp_path):
+    settings = SMALL | dict(accumulate=2)
+    Trainer(configure("synthetic", **settings), tmp_path/"whole", people).fit()
+    for at in (4, 5):
+        told = Told(configure("synthetic", **settings), tmp_path/f"run{at}", people)
+        told.at = at
+        with pytest.raises(Interrupted): told.fit()
+        Trainer.resume(tmp_path/f"run{at}", dataset=people).fit()
+        equal_runs(tmp_path/f"run{at}", tmp_path/"whole")
+
+
+# ---- killed
+
+def killed(folder, whole, moments, settings=SMALL):
+    "Start, kill -9 after so many seconds, resume, until the run ends: the same run."
+    run, kills = folder/"run", 0
+    for wait in [*moments, None]:
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(run), repr(settings)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        if wait is not None:
+            time.sleep(wait)
+            kills += process.poll() is None
+            process.kill()
+        out, err = process.communicate()
+        assert wait is not None or process.returncode == 0, err[-2000:]
+    equal_runs(run, whole)
+    return kills
+
+
+def test_kill_9_a_few_times(whole, tmp_path):
+    assert killed(tmp_path, whole, [.3, .8]) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(20))
+def test_kill_9_at_random_moments(whole, tmp_path, attempt):
+    moments = torch.rand(3, generator=generator("kill", attempt)).mul(1.5).tolist()
+    killed(tmp_path, whole, moments)
+
+
+# ---- one folder, one run
+
+def test_two_runs_in_one_folder(people, tmp_path):
+    trainer = Trainer(configure("synthetic", **SMALL), tmp_path/"run", people)
+    with FolderLock(tmp_path/"run"): assert "another process" in message(trainer.fit)
+    assert "already holds a run" in message(Trainer, configure("synthetic", **SMALL), tmp_path/"run", people)
+
+
+def test_a_lock_dies_with_its_holder(tmp_path):
+    code = "import sys, time; from vdistill.guard import FolderLock; lock = FolderLock(sys.argv[1]); lock.__enter__(); print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=ENV, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    assert f"process {holder.pid}" in message(FolderLock(tmp_path).__enter__)
+    holder.kill()
+    holder.wait()
+    with FolderLock(tmp_path): pass
+
+
+# ---- files
+
+FAULTS = {"flipped byte": lambda b: b[:len(b)//2] + bytes([b[len(b)//2] ^ 1]) + b[len(b)//2 + 1:], "cut off": lambda b: b[:-100], "empty": lambda b: b"", "gone": None}
+
+@pytest.mark.parametrize("name", ["state.pt", "model.safetensors"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_file_is_named_and_the_one_before_is_used(people, tmp_path, name, fault):
+    run = tmp_path/"run"
+    Trainer(configure("synthetic", **SMALL), run, people).fit()
+    before = load_state(run/"previous")["epoch"]
+    path = run/name
+    path.unlink() if FAULTS[fault] is None else path.write_bytes(FAULTS[fault](path.read_bytes()))
+    assert (run/"previous"/name).is_file() and not check_checkpoint(run/"previous")
+    if name == "state.pt":
+        with pytest.warns(CheckpointWarning, match="the checkpoint before it is used") as noted: again = Trainer.resume(run, dataset=people)
+        assert str(path) in str(noted[0].message) and again.epoch == before == 2
+        again.fit()
+        assert not check_checkpoint(run)
+    else:
+        with pytest.warns(CheckpointWarning, match="model.safetensors"): load_run(run, "cpu")
+    with pytest.raises(CheckpointError): (load_state if name == "state.pt" else load_weights)(run/"nowhere")
+
+
+def test_no_room_keeps_the_last_checkpoint(people, tmp_path, monkeypatch):
+    "A file system that is full: here files of more than 2 kB cannot be written."
+    run = tmp_path/"run"
+    code = SCRIPT.replace("trainer.fit()", """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+original = Trainer.run_epoch
+def run_epoch(self, bar):
+    if self.epoch == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    original(self, bar)
+Trainer.run_epoch = run_epoch
+from vdistill.core import InputError
+try: trainer.fit()
+except InputError as e: print("said:", e)
+""")
+    done = subprocess.run([sys.executable, "-c", code, str(run), repr(SMALL)], env=ENV, capture_output=True, text=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("said:")]
+    assert said and "MB are needed" in said[0] and "--resume" in said[0], done.stdout + done.stderr[-1500:]
+    assert load_state(run)["epoch"] == 2 and not check_checkpoint(run) and not [p for p in run.iterdir() if p.name.startswith(".") and "state" in p.name]
+    Trainer.resume(run, dataset=people).fit()
+
+
+@pytest.mark.parametrize("number, part", [(errno.ENOSPC, "MB are needed"), (errno.EROFS, "cannot be written")])
+def test_what_is_said_of_a_disk(tmp_path, monkeypatch, number, part):
+    K.save_checkpoint(tmp_path/"run", dict(w=torch.ones(1000)), dict(epoch=1))
+    def full(*args, **options): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = message(K.save_checkpoint, tmp_path/"run", dict(w=torch.zeros(1000)), dict(epoch=2))
+    assert part in said and str(tmp_path/"run") in said
+    assert load_state(tmp_path/"run")["epoch"] == 1 and load_weights(tmp_path/"run")["w"].sum() == 1000
+
+
+def test_keeping_the_one_before(tmp_path):
+    run = tmp_path/"run"
+    K.keep_previous(run) if run.exists() else None
+    for epoch in (1, 2, 3):
+        if epoch > 1: K.keep_previous(run)
+        K.save_checkpoint(run, dict(w=torch.full((3,), float(epoch))), dict(epoch=epoch))
+    assert load_state(run)["epoch"] == 3 and load_state(run/"previous")["epoch"] == 2 and load_weights(run/"previous")["w"][0] == 2
+    assert not list(run.glob(".*"))
+
+
+# ---- numbers that are none
+
+class Spoiled(Trainer):
+    "A weight becomes infinite before some steps, for this step only."
+    at = ()
+    def train_step(self, *batch):
+        if self.step not in self.at: return super().train_step(*batch)
+        weight = self.model.shared.v_classifier.weight
+        kept = weight.detach().clone()
+        weight.data.fill_(float("inf"))
+        try: return super().train_step(*batch)
+        finally: weight.data.copy_(kept)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_report(people, tmp_path):
+    spoiled = Spoiled(configure("synthetic", **SMALL), tmp_path/"run", people)
+    spoiled.at = (10,)
+    said = message(spoiled.fit)
+    report = json.loads((tmp_path/"run"/"nonfinite.json").read_text())
+    assert "step 10" in said and "skip_nonfinite" in said and "--resume" in said and str(tmp_path/"run"/"nonfinite.json") in said
+    assert (report["step"], report["epoch"], report["seed"], len(report["images"])) == (10, 2, 0, 12)
+    rows = spoiled.batch_of(10)
+    assert report["images"] == [f"record {i}, identity {people.records.identity[i]}" for i in rows]
+    assert all(p.isfinite().all() for p in spoiled.model.parameters()) # the step was not taken
+    assert load_state(tmp_path/"run")["epoch"] == 2
+
+
+def test_some_may_be_left_out(people, tmp_path):
+    spoiled = Spoiled(configure("synthetic", **SMALL, skip_nonfinite=2), tmp_path/"run", people)
+    spoiled.at = (3, 10)
+    spoiled.fit()
+    assert spoiled.watch.read() == (2, 3) and all(p.isfinite().all() for p in spoiled.model.parameters())
+    third = Spoiled(configure("synthetic", **SMALL, skip_nonfinite=2), tmp_path/"other", people)
+    third.at = (3, 5, 10)
+    assert "3 steps" in message(third.fit)
+
+
+def test_gradients_count_as_well():
+    w, watch = torch.nn.Parameter(torch.zeros(2)), Watch("cpu")
+    loss = w.sqrt().sum()
+    loss.backward()
+    assert loss.isfinite() and watch.see(loss, [w], 5) and watch.read() == (1, 5)
+
+
+# ---- memory, precision, compiling
+
+def test_out_of_memory_says_what_to_lower(people, tmp_path, monkeypatch):
+    trainer = Trainer(configure("synthetic", **SMALL), tmp_path/"run", people)
+    step = Trainer.train_step
+    def greedy(self, *batch):
+        if self.step == 9: torch.empty(2**60)
+        return step(self, *batch)
+    monkeypatch.setattr(Trainer, "train_step", greedy)
+    said = message(trainer.fit)
+    assert "identities_per_batch=6" in said and "image_size" in said and "--resume" in said
+    monkeypatch.undo()
+    Trainer.resume(tmp_path/"run", dataset=people).fit()
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes")) and out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_a_compiler_that_fails_is_no_end(people, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: lambda *inputs: 1/0)
+    trainer = Trainer(configure("synthetic", **SMALL, compile="always"), dataset=people)
+    with pytest.warns(UserWarning, match="compile=never"): trainer.fit()
+    plain = Trainer(configure("synthetic", **SMALL), dataset=people)
+    plain.fit()
+    assert pd.DataFrame(trainer.history).drop(columns="seconds").equals(pd.DataFrame(plain.history).drop(columns="seconds"))
+
+
+def test_compiling_starts_after_the_first_epoch(people, monkeypatch):
+    calls = []
+    def fake(model):
+        def run(*inputs):
+            calls.append(trainer.epoch)
+            return model(*inputs)
+        return run
+    monkeypatch.setattr(torch, "compile", fake)
+    trainer = Trainer(configure("synthetic", **SMALL, compile="always"), dataset=people)
+    trainer.fit()
+    assert set(calls) == {1, 2, 3} and len(calls) == 12
+    calls.clear()
+    never = Trainer(configure("synthetic", **SMALL), dataset=people) # auto, on a CPU
+    never.fit()
+    assert not calls
+
+
+def test_accumulated_gradients_are_those_of_the_mean_loss(people):
+    a = Trainer(configure("synthetic", **SMALL, accumulate=2, optimizer="sgd", weight_decay=0.), dataset=people)
+    steps, seen = [], []
+    step = a.optimizer.step
+    a.optimizer.step = lambda: (steps.append(a.step), seen.append([p.grad.clone() for p in a.model.parameters() if p.grad is not None]), step())
+    a.fit()
+    assert steps == [1, 3, 5, 7, 9, 11, 13, 15]
+
+
+@pytest.mark.parametrize("field, value", [("compile", "yes"), ("accumulate", 0), ("skip_nonfinite", -1), ("checkpointing", 1), ("precision", "float8")])
+def test_settings_that_do_not_do(field, value): assert field in message(configure, "synthetic", **{field: value})
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+def test_on_a_gpu_without_asking_it(people, precision):
+    "No step between two looks makes the host wait."
+    trainer = Trainer(configure("synthetic", **(SMALL | dict(device="cuda", precision=precision, compile="never"))), dataset=people)
+    trainer.model.train()
+    trainer.sampler.set_epoch(0)
+    with Signals() as trainer.signals:
+        batches = list(trainer.sampler)
+        for visible, infrared in batches[:2]: trainer.train_step(visible, infrared)
+        if precision != "float16": # its scaler asks, by design
+            torch.cuda.set_sync_debug_mode("error")
+            try: trainer.train_step(*batches[2])
+            finally: torch.cuda.set_sync_debug_mode("default")
+        trainer.fit()
+    assert trainer.watch.read()[0] == 0
