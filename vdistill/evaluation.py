@@ -122,9 +122,10 @@ def extract_features(
     draw: int = 0, # which drawing of the views
     batch_size: int = 256,
 ) -> dict: # {feature name: `(N, D)`}
-    "Features of many images, batch by batch."
-    parts = [extract(dataset.images(batch, draw=draw), modality) for batch in np.array_split(indices, -(-len(indices)//batch_size))]
-    return {name: torch.cat([torch.as_tensor(p[name]) for p in parts]) for name in parts[0]}
+    "Features of many images, batch by batch; `extract.share`, where it is there, says which of them are this process's, and gathers."
+    own, gather = extract.share(indices) if hasattr(extract, "share") else (indices, lambda features: features)
+    parts = [extract(dataset.images(batch, draw=draw), modality) for batch in np.array_split(own, -(-len(own)//batch_size))]
+    return gather({name: torch.cat([torch.as_tensor(p[name]) for p in parts]) for name in parts[0]})
 
 # %% ../nbs/reid/15_evaluation.ipynb #c016
 OFFICIAL = dict(sysu="SYSU-MM01", regdb="RegDB", llcm="LLCM") # datasets with a protocol of their own

@@ -26,6 +26,7 @@ from .evaluation import evaluate, official_scores, protocol_text, results_frame,
 from .guard import FolderLock, Interrupted, Signals, Watch, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
 from .objective import REGULARISERS, objective
+from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, own_device, own_part, settle, spread, synchronised, world
 
 # %% ../nbs/reid/16_training.ipynb #c006
 def rate(
@@ -110,6 +111,13 @@ class Embedder:
             features = self.model.embed(images.to(self.device).float()/255, modality)
         return {k: v.float().cpu() for k, v in features.items()}
 
+    def share(self,
+        indices, # rows to extract
+    ) -> tuple: # those of this process; a function that puts the features of all together
+        "Extraction is shared by all processes, where there are some."
+        if world()[1] == 1 or len(indices) < world()[1]: return indices, lambda features: features
+        return own_part(np.asarray(indices)), gather_features
+
     def score(self,
         dataset, # a `ReIDDataset`
         indices=None, # rows of it; default: its split `test`
@@ -165,7 +173,9 @@ class Trainer:
     ):
         self.dataset = dataset if dataset is not None else load_dataset(config.dataset, seed=config.seed, **config.data)
         self.config = dataclasses.replace(config, data=config.data | dict(image_size=list(self.dataset.image_size)))
-        self.progress, self.device = progress, pick_device(config.device)
+        self.progress, self.device = progress, own_device(pick_device(config.device))
+        join_world(self.device)
+        check_share(config.identities_per_batch)
         records, self.train, self.validation = self.dataset.records, self.dataset.indices("train"), self.dataset.indices("val")
         if not config.hold_out: self.train, self.validation = np.union1d(self.train, self.validation), self.validation[:0]
         elif not len(self.validation): raise InputError(f"{config.dataset}: no validation identities; the headline feature and the checkpoint are chosen on them. Set hold_out=false to choose nothing and report the last epoch")
@@ -179,18 +189,18 @@ class Trainer:
         classes = len(self.sampler.identities)
         self.model = build_model(config, classes)
         self.started = start_from(self.model, config.start) if config.start else None # what of a checkpoint fitted
-        self.model.to(self.device)
+        self.model = synchronised(self.model.to(self.device))
         self.embed = Embedder(self.model, self.config, self.device)
         self.regulariser = build_regulariser(config, self.model.shared.encoder.out_features, classes).to(self.device)
         self.parts = nn.ModuleList([self.model, self.regulariser])
         self.optimizer = make_optimizer(self.parts, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self.forward, self.watch = self.model, Watch(self.device)
+        self.forward, self.watch = spread(self.model), Watch(self.device)
         for module in self.model.modules():
             if hasattr(module, "checkpointing"): module.checkpointing = config.checkpointing
         self.epoch, self.step, self.done, self.seconds, self.history, self.total = 0, 0, 0, 0., [], {} # `done`: batches of this epoch, `total`: their terms
         self.best, self.best_weights = dict(epoch=-1, feature="", value=-1.), None
-        self.run_dir = None if run_dir is None else start_run(run_dir, self.config)
+        self.run_dir = None if run_dir is None or world()[0] else start_run(run_dir, self.config) # one process writes
 
     def fit(self) -> pd.DataFrame: # tidy results on the test identities
         "Train to the end, validate on the way, test once."
@@ -227,7 +237,6 @@ class Trainer:
             self.step, self.done = self.step + 1, self.done + 1
             bar.update()
             if self.device.type == "cpu" or self.done == len(self.sampler) or self.step % 50 == 0: self.look()
-            if self.signals.caught: self.stop()
         means = dict(zip(self.total, (torch.stack([torch.as_tensor(v) for v in self.total.values()])/len(self.sampler)).tolist()))
         return dict(epoch=self.epoch, step=self.step, lr=self.optimizer.param_groups[0]["lr"]) | means
 
@@ -235,13 +244,15 @@ class Trainer:
         "Read a batch, compute its terms, take a step."
         config, steps = self.config, self.config.epochs*len(self.sampler)
         for group in self.optimizer.param_groups: group["lr"] = config.learning_rate*rate(self.step/steps, config)*group.get("scale", 1.)
-        torch.manual_seed(generator("dropout", self.step, seed=config.seed).initial_seed())
-        mirror, noise = (generator(name, self.step, seed=config.seed) for name in ("flip", "noise"))
-        batch = load_batch(self.dataset, self.train[visible], self.train[infrared], self.sampler.label[visible], self.epoch, Augmentation.of(config), mirror, self.device)
+        key = (self.step, *[world()[0]]*(world()[0] > 0)) # processes draw apart; the first one draws as one alone
+        torch.manual_seed(generator("dropout", *key, seed=config.seed).initial_seed())
+        mirror, noise = (generator(name, *key, seed=config.seed) for name in ("flip", "noise"))
+        batch = load_batch(self.dataset, *(self.train[own_part(rows)] for rows in (visible, infrared)), self.sampler.label[visible], self.epoch, Augmentation.of(config), mirror, self.device)
         with autocast(self.device, config.precision): out = self.forward(batch.visible, batch.infrared, *([noise] if config.stochastic else []))
-        terms = objective(out, batch.label, config, self.regulariser)
+        terms = objective(gather_predictions(out, 2 if config.views == "grey" else 1), batch.label, config, self.regulariser)
         if self.done % config.accumulate == 0: self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms["loss"]/config.accumulate).backward()
+        settle(self.regulariser.parameters())
         if (self.done + 1) % config.accumulate == 0 or self.done + 1 == len(self.sampler): self.update(terms["loss"])
         return terms
 
@@ -256,7 +267,8 @@ class Trainer:
         self.optimizer.step()
 
     def look(self):
-        "Stop where more steps than allowed were no numbers, or the batch statistics are none."
+        "Stop where a signal came, where more steps than allowed were no numbers, or where the batch statistics are none."
+        if caught := any_process(self.signals.caught, self.device): self.stop(caught)
         count, first = self.watch.read()
         lost = count > 0 and not all(b.isfinite().all() for b in self.model.buffers())
         if self.scaler.is_enabled() or (count <= self.config.skip_nonfinite and not lost): return
@@ -279,15 +291,15 @@ class Trainer:
         if not self.run_dir or not (self.run_dir/STATE).exists(): return "No state was saved yet"
         return f"The last state that was saved is whole: vdistill train --resume {self.run_dir}"
 
-    def stop(self):
+    def stop(self, number):
         "Save in the middle of an epoch, and end."
         if self.run_dir and self.done % self.config.accumulate == 0: self.save()
-        raise Interrupted(self.signals.caught)
+        raise Interrupted(number)
 
     def compile(self):
         "Compile the network after the first epoch, where that is wanted; a network that cannot be compiled runs as it is."
         wanted = self.config.compile == "always" or (self.config.compile == "auto" and self.device.type == "cuda")
-        if self.epoch and wanted and self.forward is self.model: self.forward = compiled(self.model)
+        if self.epoch and wanted and isinstance(self.forward, nn.Module): self.forward = compiled(self.forward)
 
     def validate(self) -> dict: # `val_mAP` of every feature (mean of both directions), and of the best one
         "Score the validation identities; remember weights and feature when they are the best so far."
@@ -332,7 +344,7 @@ class Trainer:
         state, weights = or_previous(_last_state, run_dir) if (run_dir/STATE).exists() else (None, None)
         if config.method == "imported": raise InputError(f"{run_dir} holds weights of others and was not trained here: begin a run with them by --set start={run_dir/WEIGHTS}")
         self = cls(config if state is None else dataclasses.replace(config, start=None, weights=None), None, dataset, progress)
-        self.config, self.run_dir = dataclasses.replace(self.config, start=config.start, weights=config.weights), run_dir
+        self.config, self.run_dir = dataclasses.replace(self.config, start=config.start, weights=config.weights), None if world()[0] else run_dir
         if state is None: return self # cut off before its first state: from the start
         for part in ("model", "regulariser", "optimizer", "scaler"): getattr(self, part).load_state_dict(state.get(part, {}))
         for k in COUNTERS: setattr(self, k, state.get(k, getattr(self, k)))
