@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.io import savemat
 
-from vdistill import archives
+from vdistill import cache
 from vdistill.archives import (DRAW, PUBLISHED, camera_in_name, doctor, draw_faults, fake_llcm, fake_regdb, fake_sysu, in_order, look_sysu, pixel_file,
                                plant, read_ids, read_list, read_permutations, read_pixels, spread)
 from vdistill.batches import IdentitySampler, load_batch
@@ -446,14 +446,14 @@ def test_cache(regdb, tmp_path, monkeypatch):
     plain, cached = (load_dataset(f"regdb:{regdb}", image_size=(16, 8), cache=c) for c in (None, tmp_path / "pixels"))
     rows = np.array([7, 0, 100, 100, len(plain) - 1])
     assert torch.equal(plain.images(rows), cached.images(rows)) and not torch.equal(plain.images([0]), plain.images([60]))
-    monkeypatch.setattr(archives, "read_image", lambda path: 1/0) # nothing is decoded from here on
+    monkeypatch.setattr(cache, "read_image", lambda path: 1/0) # nothing is decoded from here on
     for trial in (1, 2): load_dataset(f"regdb:{regdb}", image_size=(16, 8), trial=trial, cache=tmp_path / "pixels").images(rows)
     monkeypatch.undo()
     other = load_dataset(f"regdb:{regdb}", image_size=(16, 8), trial=2, cache=tmp_path / "pixels")
-    assert torch.equal(other.images(rows), load_dataset(f"regdb:{regdb}", image_size=(16, 8), trial=2).images(rows)) and len(list((tmp_path / "pixels").iterdir())) == 1
+    assert torch.equal(other.images(rows), load_dataset(f"regdb:{regdb}", image_size=(16, 8), trial=2).images(rows)) and len(list((tmp_path / "pixels").glob("*.npy"))) == 1
     plain.records.path[0].write_bytes(plain.records.path[60].read_bytes())
     again = load_dataset(f"regdb:{regdb}", image_size=(16, 8), cache=tmp_path / "pixels")
-    assert torch.equal(again.images([0]), again.images([60])) and len(list((tmp_path / "pixels").iterdir())) == 2
+    assert torch.equal(again.images([0]), again.images([60])) and len(list((tmp_path / "pixels").glob("*.npy"))) == 2
 
 
 def test_cache_is_whole_or_not_there(regdb, tmp_path):

@@ -6,20 +6,21 @@
 __all__ = ['PUBLISHED', 'ASK', 'DRAW', 'GET_DRAW', 'UNPACK', 'SYSU_INFRARED', 'REGDB_TOPS', 'TRIALS', 'LLCM_CAMERAS', 'LLCM_TEST',
            'ROOTS', 'READERS', 'LOOKS', 'read_text', 'read_ids', 'read_list', 'in_order', 'is_image', 'scan_people',
            'index_files', 'Check', 'fault_check', 'passed_over', 'look_sysu', 'remaining', 'read_permutations',
-           'draw_faults', 'look_regdb', 'look_lists', 'look_llcm', 'camera_in_name', 'ArchiveDataset', 'read_pixels',
-           'pixel_file', 'look_folder', 'accept', 'SYSUDataset', 'RegDBDataset', 'LLCMDataset', 'fake_looks', 'spread',
-           'plant', 'fake_sysu', 'fake_regdb', 'fake_llcm', 'Report', 'doctor', 'count_checks', 'check_decoding']
+           'draw_faults', 'look_regdb', 'look_lists', 'look_llcm', 'camera_in_name', 'ArchiveDataset', 'look_folder',
+           'accept', 'SYSUDataset', 'RegDBDataset', 'LLCMDataset', 'fake_looks', 'spread', 'plant', 'fake_sysu',
+           'fake_regdb', 'fake_llcm', 'Report', 'doctor', 'count_checks', 'check_decoding']
 
 # %% ../nbs/reid/10b_archives.ipynb #c002
-import hashlib, json, os, re, warnings
+import json, os, re, warnings
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, generator
-from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _count, as_size, check_images, draw_validation, find_pairs, load_dataset, parse_spec, read_all, read_image, read_manifest
+from .cache import PixelCache, cache_folder, pixel_file, read_pixels
+from .core import InputError, generator
+from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _count, as_size, check_images, draw_validation, find_pairs, load_dataset, parse_spec, read_manifest
 
 # %% ../nbs/reid/10b_archives.ipynb #c007
 def read_text(
@@ -328,14 +329,15 @@ class ArchiveDataset(ReIDDataset):
     def __init__(self, name, records, image_size, notes=(), cache=None):
         columns = ["identity", "camera", "modality", "split", "path"]
         records = records[columns].assign(position=records.groupby(["split", "modality", "camera", "identity"]).cumcount())
-        super().__init__(name, as_size(image_size), records, notes=notes)
-        self.pixels = None if cache is None else np.load(pixel_file(self.records.path, self.image_size, cache, name.split()[0].lower()), mmap_mode="r")
-        self.rows = np.argsort(np.argsort(self.records.path.astype(str).to_numpy(), kind="stable")) # where a record's pixels lie in that file
+        size, folder = as_size(image_size), cache_folder(cache)
+        self.cache = None if folder is None else PixelCache(records.path, size, folder, name.split()[0].lower())
+        super().__init__(name, size, records, notes=[*notes, *(self.cache.notes if self.cache else [])])
+        self.rows = np.argsort(np.argsort(self.records.path.astype(str).to_numpy(), kind="stable")) # where a record's pixels lie in the cache
 
     def images(self, indices, draw=0):
         "The images of these records; `draw` has no effect."
         indices = np.asarray(indices, dtype=np.int64)
-        if self.pixels is not None: return torch.from_numpy(self.pixels[self.rows[indices]])
+        if self.cache is not None: return self.cache.images(self.rows[indices])
         return torch.from_numpy(read_pixels(self.records.path.iloc[indices], self.image_size))
 
     def query_gallery(self,
@@ -349,35 +351,6 @@ class ArchiveDataset(ReIDDataset):
         return rows[asks], rows[~asks]
 
 # %% ../nbs/reid/10b_archives.ipynb #c041
-def read_pixels(
-    paths, # image files
-    image_size: tuple, # `(H, W)`
-) -> np.ndarray: # uint8 `(n, 3, H, W)`
-    "Decode and resize; raises one `InputError` that names every file at fault."
-    resized = lambda path: np.asarray(Image.fromarray(read_image(path)).resize(image_size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    pixels, faults = read_all(resized, paths)
-    if faults: raise InputError(f"{'; '.join(faults[:20])}{f' and {len(faults) - 20} more' if len(faults) > 20 else ''}. `vdistill doctor` lists all of them")
-    return np.stack(pixels) if pixels else np.zeros((0, 3, *image_size), np.uint8)
-
-def pixel_file(
-    paths, # image files
-    image_size: tuple, # `(H, W)`
-    folder, # for the file
-    name: str, # its name begins with this
-) -> Path: # a `.npy` file, uint8 `(n, 3, H, W)`, in the order of the sorted paths
-    "Decode everything once; the name holds a hash of all paths, sizes and dates, so a file that is out of date is not found."
-    paths = sorted(map(str, paths))
-    stamp = hashlib.sha256("\n".join(f"{p} {(s := os.stat(p)).st_size} {s.st_mtime_ns}" for p in paths).encode()).hexdigest()[:12]
-    file = Path(folder).expanduser()/f"{name}-{image_size[0]}x{image_size[1]}-{stamp}.npy"
-    if file.exists(): return file
-    with atomic_path(file) as temporary:
-        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), 3, *image_size))
-        for start in tqdm(range(0, len(paths), 256), desc=f"{file.name}", disable=len(paths) < 2000):
-            pixels[start:start + 256] = read_pixels(paths[start:start + 256], image_size)
-        pixels.flush()
-    return file
-
-# %% ../nbs/reid/10b_archives.ipynb #c042
 ROOTS = {"sysu": (*(f"cam{camera}" for camera in range(1, 7)), "exp"), "regdb": (*REGDB_TOPS, "idx"), "llcm": ("vis", "nir", "test_vis", "test_nir", "idx")}
 
 def look_folder(
@@ -405,7 +378,7 @@ def _enter(folder, kind):
     check = look_folder(folder, kind)
     if not check.ok: raise InputError(str(check).partition(": ")[2])
 
-# %% ../nbs/reid/10b_archives.ipynb #c043
+# %% ../nbs/reid/10b_archives.ipynb #c042
 class SYSUDataset(ArchiveDataset):
     "SYSU-MM01."
     published = "sysu"
@@ -415,7 +388,7 @@ class SYSUDataset(ArchiveDataset):
         seed: int = 0, # has no effect: nothing is drawn here
         validation: bool = True, # keep the 99 validation identities apart; False: they join the training, as in most papers
         permutations=None, # path of rand_perm_cam.mat; None: the one in exp
-        cache=None, # folder for one file of all pixels
+        cache=None, # `auto`, or a folder, for one file of all pixels
     ):
         _enter(folder, "sysu")
         records, checks = look_sysu(folder)
@@ -433,7 +406,7 @@ def _open_draw(records, file): # the draw, or None, and what to say about it
     faults = draw_faults(records, draw)
     return draw, fault_check("official draw", faults, "misfit", UNPACK, f"fits the images of {records.identity.nunique()} identities")
 
-# %% ../nbs/reid/10b_archives.ipynb #c044
+# %% ../nbs/reid/10b_archives.ipynb #c043
 class RegDBDataset(ArchiveDataset):
     "RegDB, as one of its ten trials divides it."
     published = "regdb"
@@ -443,7 +416,7 @@ class RegDBDataset(ArchiveDataset):
         seed: int = 0, # draws the validation identities
         trial: int = 1, # 1 to 10
         validation: float = .2, # fraction of the 206 training identities; 0: all of them train
-        cache=None, # folder for one file of all pixels, which all trials share
+        cache=None, # `auto`, or a folder, for one file of all pixels, which all trials share
     ):
         if trial not in TRIALS: raise InputError(f"trial={trial!r}: RegDB has the trials 1 to 10")
         _enter(folder, "regdb")
@@ -452,7 +425,7 @@ class RegDBDataset(ArchiveDataset):
         super().__init__(f"RegDB trial {trial}", records.assign(split=draw_validation(records, seed, validation)), image_size, notes, cache)
         self.trial = trial
 
-# %% ../nbs/reid/10b_archives.ipynb #c045
+# %% ../nbs/reid/10b_archives.ipynb #c044
 class LLCMDataset(ArchiveDataset):
     "LLCM."
     published = "llcm"
@@ -461,7 +434,7 @@ class LLCMDataset(ArchiveDataset):
         image_size=(288, 144), # `(H, W)` or a number
         seed: int = 0, # draws the validation identities
         validation: float = .2, # fraction of the 713 training identities; 0: all of them train
-        cache=None, # folder for one file of all pixels
+        cache=None, # `auto`, or a folder, for one file of all pixels
     ):
         _enter(folder, "llcm")
         records, checks = look_llcm(folder)
@@ -470,7 +443,7 @@ class LLCMDataset(ArchiveDataset):
 
 READERS = {"sysu": SYSUDataset, "regdb": RegDBDataset, "llcm": LLCMDataset}
 
-# %% ../nbs/reid/10b_archives.ipynb #c048
+# %% ../nbs/reid/10b_archives.ipynb #c047
 LOOKS = 8 # of people in each modality
 
 def fake_looks(
@@ -493,7 +466,7 @@ def spread(
     "As even as it goes."
     return [max(1, total//n + (i < total % n)) for i in range(n)]
 
-# %% ../nbs/reid/10b_archives.ipynb #c049
+# %% ../nbs/reid/10b_archives.ipynb #c048
 def plant(
     folder, # root of the tree
     files, # (path below the root, content) pairs
@@ -508,7 +481,7 @@ def plant(
         else:
             with open(path, "wb") as file: file.write(content)
 
-# %% ../nbs/reid/10b_archives.ipynb #c050
+# %% ../nbs/reid/10b_archives.ipynb #c049
 def fake_sysu(
     folder, # made where it does not exist
     permutations_file=None, # rand_perm_cam.mat, with train_id.mat and test_id.mat beside it; None: people are seen everywhere
@@ -527,7 +500,7 @@ def fake_sysu(
     else: (folder/"exp"/DRAW).write_bytes(Path(permutations_file).read_bytes())
     return folder
 
-# %% ../nbs/reid/10b_archives.ipynb #c051
+# %% ../nbs/reid/10b_archives.ipynb #c050
 def _invent_sysu(people):
     ends = np.cumsum([0, *people]).tolist()
     lists = {split: list(range(a + 1, b + 1)) for split, a, b in zip(SPLITS, ends, ends[1:])}
@@ -561,7 +534,7 @@ def _write_draw(file, counts, trials=10):
             cells[c - 1, 0][i - 1, 0] = np.array([rng.permutation(n) + 1 for _ in range(trials)], np.uint8) if n else np.zeros((0, 0), np.uint8)
     savemat(file, {"rand_perm_cam": cells})
 
-# %% ../nbs/reid/10b_archives.ipynb #c052
+# %% ../nbs/reid/10b_archives.ipynb #c051
 def fake_regdb(
     folder, # made where it does not exist
     people: int = 412, # half of them train
@@ -581,7 +554,7 @@ def fake_regdb(
                 (folder/"idx"/f"{split}_{word}_{trial}.txt").write_text("".join(lines))
     return folder
 
-# %% ../nbs/reid/10b_archives.ipynb #c053
+# %% ../nbs/reid/10b_archives.ipynb #c052
 def fake_llcm(
     folder, # made where it does not exist
     people: tuple = (713, 351), # training, test
@@ -609,7 +582,7 @@ def fake_llcm(
     (folder/"idx"/"test_id.txt").write_text(",".join(map(str, parts["test"])))
     return folder
 
-# %% ../nbs/reid/10b_archives.ipynb #c066
+# %% ../nbs/reid/10b_archives.ipynb #c065
 @dataclass
 class Report:
     "What a doctor found."
@@ -630,7 +603,7 @@ class Report:
         "The same for programs: spec, ok, and a list of checks."
         return json.dumps(dict(spec=self.spec, ok=self.ok, checks=[asdict(check) for check in self.checks]), indent=1, ensure_ascii=False)
 
-# %% ../nbs/reid/10b_archives.ipynb #c067
+# %% ../nbs/reid/10b_archives.ipynb #c066
 def doctor(
     spec: str, # as for `load_dataset`: `sysu:DIR`, `regdb:DIR`, `llcm:DIR`, `pairs:DIR`, `csv:FILE` or `synthetic`
     images="all", # how many images to decode: `all`, or a number, drawn at random
@@ -642,7 +615,7 @@ def doctor(
     paths, checks = {"pairs": _examine_pairs, "csv": _examine_csv, "synthetic": _examine_synthetic}.get(kind, _examine_archive)(kind, where)
     return Report(str(spec), checks + [check_decoding(paths, images, progress)]*bool(paths))
 
-# %% ../nbs/reid/10b_archives.ipynb #c068
+# %% ../nbs/reid/10b_archives.ipynb #c067
 def count_checks(
     records: pd.DataFrame, # identity, modality, split
     kind: str, # of PUBLISHED
@@ -670,7 +643,7 @@ def check_decoding(
     faults = [fault for start in chunks for fault in check_images(paths[start:start + 256])]
     return fault_check("images", faults, "unreadable file", "Take these files from the archive again", f"{what} can be read", 50)
 
-# %% ../nbs/reid/10b_archives.ipynb #c069
+# %% ../nbs/reid/10b_archives.ipynb #c068
 def _examine_archive(kind, where):
     folder = look_folder(where, kind)
     if not folder.ok: return [], [folder]
@@ -691,7 +664,7 @@ def _examine_names(records, folder):
     unknown = records.path[records.camera == 0]
     return [Check("cameras of training images", None if len(unknown) else True, f"{len(unknown):,} file names tell no camera" + (f", such as {unknown.iloc[0].name}" if len(unknown) else ""), "", "They count as camera 0")]
 
-# %% ../nbs/reid/10b_archives.ipynb #c071
+# %% ../nbs/reid/10b_archives.ipynb #c070
 def _examine_pairs(kind, where):
     try: scenes = find_pairs(where)
     except InputError as e: return [], [Check("folder", False, str(e))]

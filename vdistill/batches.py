@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from .augmentation import Augmentation, random_flip
+from .augmentation import Augmentation, Counter, random_flip
+from .cache import on_device
 from .core import InputError, generator
 
 # %% ../nbs/reid/12_batches.ipynb #c007
@@ -76,20 +77,20 @@ class Batch(NamedTuple):
 
 # %% ../nbs/reid/12_batches.ipynb #c018
 def load_batch(
-    dataset, # a `ReIDDataset`
+    dataset, # a `ReIDDataset`, or `Pixels` of one
     visible: np.ndarray, # `(P*K,)` record indices
     infrared: np.ndarray, # `(P*K,)` record indices, paired with `visible`
     label, # `(P*K,)` class indices, of both
     draw: int = 0, # which drawing of the views
     augment: Augmentation | float = 0., # what is changed at random; a number: the chance of a flip, and nothing else
-    rng: torch.Generator | None = None, # for the augmentation
-    device: str | torch.device = "cpu",
+    rng: torch.Generator | Counter | None = None, # for the augmentation
+    device: str | torch.device | None = None, # where the batch shall be; None: where the images come from
 ) -> Batch:
     "Read both halves of a paired batch in one go, as floats on the device."
     augment = augment if isinstance(augment, Augmentation) else Augmentation(flip=augment)
-    pixels = dataset.images(np.concatenate([visible, infrared]), draw=draw).to(device, non_blocking=True)
-    pixels = augment(pixels, rng).float()/255
-    return Batch(*pixels.split(len(visible)), torch.as_tensor(label).to(device, non_blocking=True))
+    pixels = dataset.images(np.concatenate([visible, infrared]), draw=draw)
+    pixels = augment(pixels if device is None else pixels.to(device, non_blocking=True), rng)/255
+    return Batch(*pixels.split(len(visible)), on_device(label, pixels.device))
 
 # %% ../nbs/reid/12_batches.ipynb #c022
 def given_labels(

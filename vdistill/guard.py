@@ -55,6 +55,7 @@ class Interrupted(KeyboardInterrupt):
 
 class Signals:
     "Within, SIGINT and SIGTERM are noted in `caught`; a second SIGINT interrupts. Outside the main thread nothing is caught."
+    caught = 0
     def __enter__(self):
         self.caught, self.before = 0, {}
         if threading.current_thread() is threading.main_thread():

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .augmentation import Augmentation
 from .batches import IdentitySampler, given_labels, load_batch
-from .checkpoints import STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
+from .cache import Pixels
+from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .config import METHODS, TrainConfig, configure
 from .core import InputError, atomic_path, generator, seeded
 from .data import load_dataset
@@ -26,7 +27,7 @@ from .evaluation import evaluate, official_scores, protocol_text, results_frame,
 from .guard import FolderLock, Interrupted, Signals, Watch, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
 from .objective import REGULARISERS, objective
-from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, own_device, own_part, settle, spread, synchronised, world
+from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, OwnRows, own_device, own_part, settle, spread, synchronised, world
 
 # %% ../nbs/reid/16_training.ipynb #c006
 def rate(
@@ -185,6 +186,7 @@ class Trainer:
         identity, modality = (records[c].to_numpy()[self.train] for c in ("identity", "modality"))
         identity = given_labels(identity, modality, config.wrong_labels, config.missing_labels, config.seed)
         self.train, identity, modality = (a[identity >= 0] for a in (self.train, identity, modality))
+        self.pixels = Pixels(self.dataset, self.train, self.device)
         self.sampler = IdentitySampler(identity, modality, config.identities_per_batch, config.images_per_identity, config.seed)
         classes = len(self.sampler.identities)
         self.model = build_model(config, classes)
@@ -195,7 +197,7 @@ class Trainer:
         self.parts = nn.ModuleList([self.model, self.regulariser])
         self.optimizer = make_optimizer(self.parts, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self.forward, self.watch = spread(self.model), Watch(self.device)
+        self.forward, self.watch, self.signals = spread(self.model), Watch(self.device), Signals()
         for module in self.model.modules():
             if hasattr(module, "checkpointing"): module.checkpointing = config.checkpointing
         self.epoch, self.step, self.done, self.seconds, self.history, self.total = 0, 0, 0, 0., [], {} # `done`: batches of this epoch, `total`: their terms
@@ -204,7 +206,7 @@ class Trainer:
 
     def fit(self) -> pd.DataFrame: # tidy results on the test identities
         "Train to the end, validate on the way, test once."
-        with FolderLock(self.run_dir) if self.run_dir else nullcontext(), Signals() as self.signals, torch.random.fork_rng(devices=[]):
+        with FolderLock(self.run_dir) if self.run_dir else nullcontext(), self.signals, torch.random.fork_rng(devices=[]):
             bar = tqdm(total=self.config.epochs*len(self.sampler), initial=self.step, desc=self.config.method, unit="step", disable=not self.progress)
             while self.epoch < self.config.epochs: self.run_epoch(bar)
             bar.close()
@@ -246,8 +248,8 @@ class Trainer:
         for group in self.optimizer.param_groups: group["lr"] = config.learning_rate*rate(self.step/steps, config)*group.get("scale", 1.)
         key = (self.step, *[world()[0]]*(world()[0] > 0)) # processes draw apart; the first one draws as one alone
         torch.manual_seed(generator("dropout", *key, seed=config.seed).initial_seed())
-        mirror, noise = (generator(name, *key, seed=config.seed) for name in ("flip", "noise"))
-        batch = load_batch(self.dataset, *(self.train[own_part(rows)] for rows in (visible, infrared)), self.sampler.label[visible], self.epoch, Augmentation.of(config), mirror, self.device)
+        noise, rng = generator("noise", *key, seed=config.seed), OwnRows(len(visible), config.seed, "augmentation", self.step)
+        batch = load_batch(self.pixels, *(self.train[own_part(rows)] for rows in (visible, infrared)), self.sampler.label[visible], self.epoch, Augmentation.of(config), rng)
         with autocast(self.device, config.precision): out = self.forward(batch.visible, batch.infrared, *([noise] if config.stochastic else []))
         terms = objective(gather_predictions(out, 2 if config.views == "grey" else 1), batch.label, config, self.regulariser)
         if self.done % config.accumulate == 0: self.optimizer.zero_grad(set_to_none=True)
@@ -341,7 +343,7 @@ class Trainer:
     ):
         "Go on after the last state of a run; `fit()` then finishes it."
         config, run_dir = read_config(run_dir), Path(run_dir)
-        state, weights = or_previous(_last_state, run_dir) if (run_dir/STATE).exists() else (None, None)
+        state, weights = or_previous(_last_state, run_dir) if (run_dir/STATE).exists() or (run_dir/PREVIOUS).is_dir() else (None, None)
         if config.method == "imported": raise InputError(f"{run_dir} holds weights of others and was not trained here: begin a run with them by --set start={run_dir/WEIGHTS}")
         self = cls(config if state is None else dataclasses.replace(config, start=None, weights=None), None, dataset, progress)
         self.config, self.run_dir = dataclasses.replace(self.config, start=config.start, weights=config.weights), None if world()[0] else run_dir
