@@ -57,7 +57,7 @@ class ChannelAttention(nn.Module):
     ) -> Tensor: # of the same shape
         flat = x.flatten(2)
         energy = flat@flat.mT
-        mixture = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
+        mixture = (-energy).softmax(-1) # the published (max - energy) differs by a constant a row
         return x + self.gamma*(mixture.to(flat.dtype)@flat).view_as(x)
 
 # %% ../nbs/reid/13a_backbones.ipynb #c013

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'timings', 'machine', 'row', 'bench_rendering', 'write_pairs', 'open_pairs', 'bench_views', 'TrainingStep',
            'first_batch', 'bench_step', 'bench_training', 'triplet_by_anchors', 'random_predictions', 'bench_losses',
-           'scores_by_loop', 'bench_evaluation', 'bench_protocols', 'step_rate', 'bench_gpu', 'run_benchmark']
+           'scores_by_loop', 'bench_evaluation', 'bench_protocols', 'run_benchmark']
 
 # %% ../nbs/looking/24_benchmark.ipynb #c002
 import dataclasses, os, platform, tempfile, time
@@ -267,33 +267,12 @@ def bench_protocols(
     plain = lambda what: "the dense form" if what == "re-ranking" else "a loop over queries"
     return [row("protocols", f"{r.what}, {r.queries} queries, gallery of {r.gallery}", r.queries/r.seconds, "queries/s", plain(r.what), r.ratio) for r in evaluation_ratios(small=quick).itertuples()]
 
-# %% ../nbs/looking/24_benchmark.ipynb #c038
-def step_rate(
-    config: TrainConfig,
-    device: str, # where the step runs
-    size: tuple, # `(H, W)` of the images
-    images: int, # of each modality in a batch, a multiple of 4
-    seconds: float, # to spend
-) -> float: # images a second, both modalities counted
-    "Speed of a training step on random pixels."
-    rng, label = generator("pixels"), torch.arange(images//4).repeat_interleave(4)
-    pixels = [torch.rand(images, 3, *size, generator=rng).to(device) for _ in MODALITIES]
-    step, batch = TrainingStep(config, 395, device), Batch(*pixels, label.to(device))
-    return 2*images/np.median(timings(lambda: step(batch), seconds=seconds))
-
-def bench_gpu(quick=False):
-    "A training step at the size of real use."
-    config = configure("synthetic", "full", backbone="resnet50", front="pixels", hidden=(1024, 512))
-    what = "full, ResNet-50, 288x144, 64 + 64 images, bfloat16"
-    if not torch.cuda.is_available(): return [row("GPU", what, np.nan, "images/s", "not measured yet: `vdistill bench` on a machine with CUDA")]
-    return [row("GPU", what, step_rate(config, "cuda", (288, 144), 64, 1. if quick else 5.), "images/s")]
-
 # %% ../nbs/looking/24_benchmark.ipynb #c042
 def run_benchmark(
     quick: bool = False, # seconds instead of a minute; smaller problems, so other values
     progress: bool = False, # show a bar
 ) -> pd.DataFrame: # part, what, value, unit, against, ratio (how many times faster; NaN where nothing equal was measured)
     "Measure this machine."
-    parts = (bench_rendering, bench_views, bench_training, bench_losses, bench_evaluation, bench_protocols, bench_gpu)
+    parts = (bench_rendering, bench_views, bench_training, bench_losses, bench_evaluation, bench_protocols)
     rows = [r for part in tqdm(parts, "bench", unit="part", disable=not progress) for r in part(quick=quick)]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -81,22 +81,25 @@ def train(
     "Train on a dataset, test on unseen identities, draw the pictures."
     import pandas as pd
     from vdistill.comparison import Cell, reference_scores
+    from vdistill.parallel import first_process, leave_world
     from vdistill.training import Trainer, configure
     if (spec is None) == (resume is None): raise InputError("pass a dataset (synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR), or --resume RUN")
-    if resume: trainer = Trainer.resume(resume, progress=True)
+    if resume: trainer = Trainer.resume(resume, progress=first_process())
     else:
         config = configure(spec, method, seed, recipe, **parse_settings(settings))
-        trainer = Trainer(config, out or free_folder(Path("runs")/Cell(spec, config.method, seed).folder()), progress=True)
-    typer.echo(f"{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
-    if trainer.started: typer.echo(trainer.started, err=True)
+        trainer = Trainer(config, out or free_folder(Path("runs")/Cell(spec, config.method, seed).folder()), progress=first_process())
+    if first_process(): typer.echo(f"{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
+    if trainer.started and first_process(): typer.echo(trainer.started, err=True)
     try: results = trainer.fit()
     except KeyboardInterrupt as e: raise SystemExit(_interrupted(trainer, getattr(e, "number", 2)))
+    finally: leave_world()
+    if not first_process(): return
     if not trainer.dataset.published: results = pd.concat([reference_scores(trainer.dataset, seed=trainer.config.seed), results], ignore_index=True)
     finish(results, trainer.run_dir, trainer.dataset, trainer.run_dir/"results.csv")
 
 def _interrupted(trainer, signal):
     "Say how to go on; the exit code of a program that a signal has ended."
-    typer.echo(f"\nInterrupted in epoch {trainer.epoch}. Go on with: vdistill train --resume {trainer.run_dir}", err=True)
+    if trainer.run_dir: typer.echo(f"\nInterrupted in epoch {trainer.epoch}. Go on with: vdistill train --resume {trainer.run_dir}", err=True)
     return 128 + signal
 
 # %% ../nbs/cli/30_cli.ipynb #c011
@@ -465,12 +468,22 @@ def views(
 # %% ../nbs/cli/30_cli.ipynb #c021
 @app.command()
 def bench(
-    quick: Annotated[bool, typer.Option(help="a few seconds instead of three minutes")] = False,
+    quick: Annotated[bool, typer.Option(help="half a minute instead of five")] = False,
+    to: Annotated[Optional[Path], typer.Option("--out", metavar="FILE.csv", help="write the speeds of a training step there")] = None,
+    device: Device = "auto",
 ):
     "Measure speeds on this machine; ratios are taken in one run."
+    import pandas as pd
     from vdistill.benchmark import machine, run_benchmark
+    from vdistill.speed import run_speed, verdicts, write_speed
+    if to: check_csv(to, "--out ")
     typer.echo(machine())
-    typer.echo(run_benchmark(quick=quick, progress=True).to_string(index=False, na_rep="", float_format="{:,.1f}".format))
+    speed = run_speed(quick=quick, device=device, progress=True)
+    typer.echo(pd.concat([run_benchmark(quick=quick, progress=True), speed]).to_string(index=False, na_rep="", float_format="{:,.1f}".format))
+    typer.echo(verdicts(speed).to_string(index=False))
+    if to:
+        write_speed(speed, to, device)
+        typer.echo(f"written: {to}")
 
 # %% ../nbs/cli/30_cli.ipynb #c023
 def _note(message, category, filename, lineno, file=None, line=None): print(f"note: {message}", file=sys.stderr)

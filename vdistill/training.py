@@ -27,7 +27,7 @@ from .evaluation import evaluate, official_scores, protocol_text, results_frame,
 from .guard import FolderLock, Interrupted, Signals, Watch, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
 from .objective import REGULARISERS, objective
-from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, OwnRows, own_device, own_part, settle, spread, synchronised, world
+from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, lost_contact, OwnRows, own_device, own_part, settle, spread, synchronised, world
 
 # %% ../nbs/reid/16_training.ipynb #c006
 def rate(
@@ -233,6 +233,7 @@ class Trainer:
         for visible, infrared in itertools.islice(self.sampler, self.done, None):
             try: terms = self.train_step(visible, infrared)
             except (RuntimeError, MemoryError) as e:
+                if lost := lost_contact(e): raise InputError(f"{lost}. {self.kept()}") from None
                 if not out_of_memory(e): raise
                 raise InputError(memory_advice(self.config, self.dataset.image_size, self.kept())) from None
             self.total = {k: self.total.get(k, 0) + v.detach() for k, v in terms.items()}

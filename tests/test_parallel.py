@@ -1,0 +1,124 @@
+"Two processes on one batch: the loss curve and gradients of one; one writer; and what happens when a process dies."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vdistill.core import InputError
+from vdistill.data import load_dataset
+from vdistill.parallel import OwnRows, all_rows, check_share, gather_features, own_part, spread, world
+from vdistill.training import load_run
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+SMALL = dict(width=4, features=16, z_features=8, hidden=(16,), grid=(2, 1), identities_per_batch=8, images_per_identity=2, epochs=7, validate_every=7, device="cpu", flip=.5, pad=2, erase=.3, grey=.3, learning_rate=.01,
+             data=dict(identities=(24, 6, 8)))
+
+SCRIPT = """
+import json, sys, torch
+torch.set_num_threads(1)
+from torch import nn
+from vdistill.training import Trainer, configure
+from vdistill.parallel import leave_world, world
+settings = eval(sys.argv[2])
+trainer = Trainer(configure("synthetic", **settings), sys.argv[1] + "/run")
+for m in trainer.model.modules(): # torch has no synchronised batch norm on CPUs: statistics are held
+    if isinstance(m, nn.modules.batchnorm._BatchNorm):
+        m.eval()
+        m.train = lambda mode=True, m=m: m
+losses, gradients, update = [], [], Trainer.update
+def note(self, loss):
+    losses.append(loss.item())
+    gradients.append([p.grad.norm().item() for p in self.parts.parameters() if p.grad is not None])
+    update(self, loss)
+Trainer.update = note
+results = trainer.fit()
+if world()[0] == 0: json.dump(dict(losses=losses, gradients=gradients, results=results.value.tolist(), world=world()[1]), open(sys.argv[1] + "/out.json", "w"))
+leave_world()
+"""
+
+
+def torchrun(*args, processes=2): return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, args)]
+
+
+def curve(folder, processes, settings):
+    folder.mkdir()
+    (folder/"script.py").write_text(SCRIPT)
+    command = torchrun(folder/"script.py", folder, repr(settings), processes=processes) if processes > 1 else [sys.executable, str(folder/"script.py"), str(folder), repr(settings)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder/"out.json").read_text())
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(network="two_stream", metric="weighted", triplet_on="pooled", hetero_centre=.1, pooling="gem"), dict(method="estimated"), dict(views="grey", front="pixels", metric="released", mutual="sinkhorn", method="released")],
+                         ids=["three encoders, the three losses", "two streams", "a regulariser that learns", "released, grey views"])
+def test_two_processes_are_one(tmp_path, settings):
+    "More than 20 steps with augmentation: losses, gradients and scores of one process with the same batch."
+    settings = SMALL | settings
+    one, two = (curve(tmp_path/str(n), n, settings) for n in (1, 2))
+    assert (one["world"], two["world"]) == (1, 2) and len(one["losses"]) == len(two["losses"]) == 3*settings["epochs"]
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=2e-3)
+    np.testing.assert_allclose(two["losses"][:3], one["losses"][:3], rtol=1e-5)
+    np.testing.assert_allclose(two["gradients"][0], one["gradients"][0], rtol=1e-3, atol=1e-5)
+    embed, headline = load_run(tmp_path/"2"/"run", "cpu") # scores that two processes found together are those that one finds
+    np.testing.assert_allclose(embed.score(load_dataset("synthetic", seed=0, **SMALL["data"]), headline=headline).value, two["results"], atol=1e-4)
+    assert sorted(p.name for p in (tmp_path/"2"/"run").iterdir()) == sorted(p.name for p in (tmp_path/"1"/"run").iterdir())
+
+
+SETS = [x for k, v in dict(epochs=2, validate_every=1, width=4, features=16, z_features=8, hidden="[16]", identities_per_batch=8).items() for x in ("--set", f"{k}={v}")] + ["--set", "data.identities=[24, 6, 8]"]
+
+def test_the_command_under_torchrun(tmp_path):
+    "One folder, one table, and it reads back."
+    done = subprocess.run(torchrun("-m", "vdistill", "train", "synthetic", "--out", "run", *SETS), env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("headline feature") == 1 and len(pd.read_csv(tmp_path/"run"/"history.csv")) == 2 and [p.name for p in tmp_path.iterdir()] == ["run"]
+    alone = subprocess.run([sys.executable, "-m", "vdistill", "evaluate", "run"], env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    odd = subprocess.run(torchrun("-m", "vdistill", "train", "synthetic", "--out", "odd", *SETS, "--set", "identities_per_batch=7"), env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert odd.returncode != 0 and "multiple of 2" in odd.stderr and not (tmp_path/"odd").exists()
+
+
+def test_a_lost_process_ends_the_others(tmp_path):
+    "kill -9 of one: all end within a minute, torchrun names it, and the run goes on."
+    long = [*SETS, "--set", "epochs=2000"]
+    process = subprocess.Popen(torchrun("-m", "vdistill", "train", "synthetic", "--out", "run", *long), env=ENV, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.time() + 120
+    while not (tmp_path/"run"/"state.pt").exists() and time.time() < until: time.sleep(.2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    started = time.time()
+    out, err = process.communicate(timeout=90)
+    assert time.time() - started < 60 and process.returncode != 0
+    assert "rank" in err and "-9" in err, err[-2000:]
+    (tmp_path/"run"/"config.yaml").write_text((tmp_path/"run"/"config.yaml").read_text().replace("epochs: 2000", "epochs: 3"))
+    epochs = len(pd.read_csv(tmp_path/"run"/"history.csv"))
+    assert epochs >= 1
+
+
+def test_alone_nothing_is_shared():
+    x = torch.rand(4, 2)
+    assert world() == (0, 1) and all_rows(x) is x and (own_part(np.arange(5)) == np.arange(5)).all() and gather_features(dict(v=x))["v"] is x
+    model = torch.nn.Linear(2, 2)
+    assert spread(model) is model
+    check_share(7)
+
+
+def test_what_cannot_be_shared(monkeypatch):
+    import vdistill.parallel as P
+    monkeypatch.setattr(P, "world", lambda: (1, 3))
+    with pytest.raises(InputError, match="multiple of 3"): check_share(8)
+    assert (own_part(np.arange(9)) == [3, 4, 5]).all()
+
+
+def test_rows_draw_what_one_process_would(monkeypatch):
+    import vdistill.parallel as P
+    whole = OwnRows(6, 4, "augmentation", 9).uniform(12, 5)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(P, "world", lambda: (rank, 3))
+        parts.append(OwnRows(6, 4, "augmentation", 9).uniform(4, 5))
+    for rank, part in enumerate(parts): assert torch.equal(part, whole[[2*rank, 2*rank + 1, 6 + 2*rank, 7 + 2*rank]])
