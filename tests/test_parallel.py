@@ -122,3 +122,22 @@ def test_rows_draw_what_one_process_would(monkeypatch):
         monkeypatch.setattr(P, "world", lambda: (rank, 3))
         parts.append(OwnRows(6, 4, "augmentation", 9).uniform(4, 5))
     for rank, part in enumerate(parts): assert torch.equal(part, whole[[2*rank, 2*rank + 1, 6 + 2*rank, 7 + 2*rank]])
+
+
+EXAMPLES = sorted((ROOT/"examples").rglob("*.*"))
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.name)
+def test_examples_for_clusters_are_well_formed(file):
+    "A shell reads the scripts, a parser the YAML, and every option of vdistill in them exists."
+    import re, yaml
+    text = file.read_text()
+    if file.suffix == ".sbatch":
+        done = subprocess.run(["bash", "-n", str(file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        documents = list(yaml.safe_load_all(text))
+        assert [d["kind"] for d in documents][-1] == "Job"
+    command = "ablate" if "ablate" in file.name else "train"
+    known = subprocess.run([sys.executable, "-m", "vdistill", command, "--help"], env=dict(ENV, COLUMNS="200"), capture_output=True, text=True).stdout
+    used = set(re.findall(r"--(?:out|recipe|resume|shard|set|collect)\b", text))
+    assert used and all(option in known for option in used)

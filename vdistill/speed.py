@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from .archives import fake_sysu
-from .augmentation import Augmentation
+from .augmentation import Augmentation, Counter
 from .backbones import GeM
 from .batches import Batch, load_batch
 from .benchmark import COLUMNS, machine, row, timings, triplet_by_anchors
@@ -525,7 +525,7 @@ def made_up_sysu(
     "A dataset of made-up JPEGs in the layout of SYSU-MM01, gone afterwards."
     with tempfile.TemporaryDirectory() as folder:
         root = fake_sysu(Path(folder)/"sysu", people=people, image_size=tuple(config.data["image_size"]), links=True)
-        yield load_dataset(f"sysu:{root}", seed=config.seed, **config.data, **(dict(cache=Path(folder)/"pixels") if cache else {}))
+        yield load_dataset(f"sysu:{root}", seed=config.seed, **(config.data | dict(cache=Path(folder)/"pixels" if cache else None)))
 
 def reader(
     trainer: Trainer,
@@ -539,7 +539,7 @@ def reader(
             turns = iter(sampler)
             indices = next(turns)
         visible, infrared = indices
-        return load_batch(trainer.dataset, trainer.train[visible], trainer.train[infrared], sampler.label[visible], 0, Augmentation.of(config), generator("flip", seed=config.seed), trainer.device)
+        return load_batch(trainer.pixels, trainer.train[visible], trainer.train[infrared], sampler.label[visible], 0, Augmentation.of(config), Counter(config.seed, "augmentation"))
     return read
 
 # %% ../nbs/looking/24c_speed.ipynb #c045

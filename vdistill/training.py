@@ -216,7 +216,7 @@ class Trainer:
         "Train, validate when it is due, save."
         started = time.perf_counter()
         row = self.train_epoch(bar)
-        self.epoch, self.done, self.total = self.epoch + 1, 0, {}
+        self.epoch += 1
         due = self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs
         if due and self.run_dir: keep_previous(self.run_dir)
         if due: row |= self.validate() if self.config.hold_out else self.keep()
@@ -241,6 +241,7 @@ class Trainer:
             bar.update()
             if self.device.type == "cpu" or self.done == len(self.sampler) or self.step % 50 == 0: self.look()
         means = dict(zip(self.total, (torch.stack([torch.as_tensor(v) for v in self.total.values()])/len(self.sampler)).tolist()))
+        self.done, self.total = 0, {}
         return dict(epoch=self.epoch, step=self.step, lr=self.optimizer.param_groups[0]["lr"]) | means
 
     def train_step(self, visible, infrared) -> dict: # terms of the objective
