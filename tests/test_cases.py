@@ -30,7 +30,7 @@ from vdistill.retrieval import retrieval_scores
 from vdistill.training import Trainer, configure
 
 fuzz = settings(deadline=None, derandomize=True, max_examples=80)
-SMALL = dict(epochs=1, identities_per_batch=2, images_per_identity=1, width=8, features=16, z_features=16, hidden=(16,), device="cpu")
+SMALL = dict(backbone="conv", weights=None, front="edges", epochs=1, identities_per_batch=2, images_per_identity=1, width=8, features=16, z_features=16, hidden=(16,), device="cpu")
 
 
 @pytest.fixture(autouse=True)

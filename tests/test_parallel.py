@@ -53,8 +53,8 @@ def curve(folder, processes, settings):
     return json.loads((folder/"out.json").read_text())
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(network="two_stream", metric="weighted", triplet_on="pooled", hetero_centre=.1, pooling="gem"), dict(method="estimated"), dict(views="grey", front="pixels", metric="released", mutual="sinkhorn", method="released")],
-                         ids=["three encoders, the three losses", "two streams", "a regulariser that learns", "released, grey views"])
+@pytest.mark.parametrize("settings", [pytest.param(dict(), id="three encoders, the three losses"), pytest.param(dict(network="two_stream", metric="weighted", triplet_on="pooled", hetero_centre=.1, pooling="gem"), id="two streams"),
+    pytest.param(dict(method="estimated"), id="a regulariser that learns", marks=pytest.mark.slow), pytest.param(dict(views="grey", front="pixels", metric="released", mutual="sinkhorn", method="released"), id="released, grey views", marks=pytest.mark.slow)])
 def test_two_processes_are_one(tmp_path, settings):
     "More than 20 steps with augmentation: losses, gradients and scores of one process with the same batch."
     settings = SMALL | settings
