@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'ASK', 'DRAW', 'GET_DRAW', 'UNPACK', 'SYSU_INFRARED', 'REGDB_TOPS', 'TRIALS', 'LLCM_CAMERAS', 'LLCM_TEST',
-           'ROOTS', 'READERS', 'LOOKS', 'read_text', 'read_ids', 'read_list', 'in_order', 'is_image', 'scan_people',
-           'index_files', 'Check', 'fault_check', 'passed_over', 'look_sysu', 'remaining', 'read_permutations',
-           'draw_faults', 'look_regdb', 'look_lists', 'look_llcm', 'camera_in_name', 'ArchiveDataset', 'look_folder',
-           'accept', 'SYSUDataset', 'RegDBDataset', 'LLCMDataset', 'fake_looks', 'spread', 'plant', 'fake_sysu',
-           'fake_regdb', 'fake_llcm', 'Report', 'doctor', 'count_checks', 'check_decoding']
+           'ROOTS', 'READERS', 'LOOKS', 'read_text', 'read_ids', 'is_number', 'read_list', 'in_order', 'is_image',
+           'scan_people', 'index_files', 'Check', 'fault_check', 'passed_over', 'look_sysu', 'remaining',
+           'read_permutations', 'draw_faults', 'look_regdb', 'look_lists', 'look_llcm', 'camera_in_name',
+           'ArchiveDataset', 'look_folder', 'accept', 'SYSUDataset', 'RegDBDataset', 'LLCMDataset', 'fake_looks',
+           'spread', 'plant', 'fake_sysu', 'fake_regdb', 'fake_llcm', 'Report', 'doctor', 'count_checks',
+           'check_decoding']
 
 # %% ../nbs/reid/10b_archives.ipynb #c002
 import json, os, re, warnings
@@ -20,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from .cache import PixelCache, cache_folder, pixel_file, read_pixels
 from .core import InputError, generator
-from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _count, as_size, check_images, draw_validation, find_pairs, load_dataset, parse_spec, read_manifest
+from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _count, as_path, as_size, check_images, draw_validation, find_pairs, load_dataset, parse_spec, read_manifest
 
 # %% ../nbs/reid/10b_archives.ipynb #c007
 def read_text(
@@ -39,11 +40,22 @@ def read_ids(
 ) -> list|None: # identities in ascending order, each once; None where there is neither `.txt` nor `.mat`
     "An identity list: NAME.txt, else the variable `id` of NAME.mat."
     text, matrix = (Path(folder)/f"{name}{ending}" for ending in (".txt", ".mat"))
-    if not text.exists(): return sorted(set(_load_mat(matrix, "id").ravel().tolist())) if matrix.exists() else None
+    if not text.exists(): return _whole_numbers(matrix) if matrix.exists() else None
     words = re.split(r"[\s,;]+", read_text(text).strip(" \t\r\n,;"))
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong: raise InputError(f"{text}: {wrong[0]!r} is no identity; it should hold whole numbers, separated by commas")
+    wrong = [word for word in words if not is_number(word)]
+    if wrong: raise InputError(f"{text}: {wrong[0][:40]!r} is no identity; it should hold whole numbers, separated by commas")
     return sorted(set(map(int, words)))
+
+def is_number(
+    word: str, # of a list, or the name of a folder
+) -> bool:
+    "Whether it is a whole number that fits into 64 bits."
+    return word.isdecimal() and len(word) < 19
+
+def _whole_numbers(matrix): # MATLAB's own numbers are doubles
+    ids = np.asarray(_load_mat(matrix, "id"))
+    if ids.dtype.kind not in "iuf" or (ids != np.round(ids)).any() or (ids < 0).any() or (ids > 1e15).any(): raise InputError(f"{matrix}: its `id` holds something else than whole numbers; fetch it again")
+    return sorted(set(ids.astype(int).ravel().tolist()))
 
 def _load_mat(path, name):
     from scipy.io import loadmat
@@ -58,7 +70,7 @@ def read_list(
 ) -> pd.DataFrame: # path (as written, with forward slashes), label, line
     "An image list; complains about all lines that are not right."
     lines = [(n, line.strip(" \t,;")) for n, line in enumerate(read_text(path).splitlines(), 1)]
-    found = [(n, line, re.fullmatch(r"(.*\S)[\s,;]+(\d+)", line)) for n, line in lines if line]
+    found = [(n, line, re.fullmatch(r"(.*\S)[\s,;]+(\d{1,18})", line)) for n, line in lines if line]
     wrong = [f"line {n}: {line!r}" for n, line, match in found if not match]
     if wrong: raise InputError(f"{path}: {len(wrong)} of {len(found)} lines are not `path label`, such as {wrong[0]}; write a path, a blank and a whole number")
     if not found: raise InputError(f"{path} is empty; take it from the archive again")
@@ -85,7 +97,7 @@ def scan_people(
 ) -> tuple[list, list]: # (identity, path) in order; and what was passed over
     "The images of everybody under a folder."
     people, others = [], []
-    for entry in os.scandir(folder): (people if entry.is_dir() and entry.name.isdecimal() else others).append(entry.path)
+    for entry in os.scandir(folder): (people if entry.is_dir() and is_number(entry.name) else others).append(entry.path)
     rows = []
     for person in sorted(people, key=lambda path: int(os.path.basename(path))):
         names = os.listdir(person)
@@ -167,7 +179,7 @@ def look_sysu(
     folder, # holds cam1 … cam6 and exp
 ) -> tuple[pd.DataFrame, list]: # records, checks
     "What lies in a folder of SYSU-MM01."
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     there = [camera for camera in range(1, 7) if (folder/f"cam{camera}").is_dir()]
     found = {camera: scan_people(folder/f"cam{camera}") for camera in there}
     rows = [(identity, camera, int(camera in SYSU_INFRARED), path) for camera in there for identity, path in found[camera][0]]
@@ -255,7 +267,7 @@ def look_regdb(
     files=None, # of `index_files`, where they are known
 ) -> tuple[pd.DataFrame, list]: # records, checks
     "What lies in a folder of RegDB, as one trial divides it."
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     files, others = files or index_files(folder, REGDB_TOPS)
     lists = [(split, m, folder/"idx"/f"{split}_{word}_{trial}.txt") for split in ("train", "test") for m, word in enumerate(("visible", "thermal"))]
     table, checks = look_lists(lists, files, REGDB_TOPS)
@@ -279,7 +291,7 @@ def look_lists(
     table["person"] = [f"//{path}".split("/")[-2] for path in table.listed]
     checks = [fault_check("image lists", faults, "fault", f"{UNPACK}, or correct these lists", ", ".join(f"{t.list.iloc[0]} {len(t):,}" for t in tables)),
               *_check_listed(table, tops)]
-    table = table[np.array([path is not None and person.isdecimal() for path, person in zip(table.path, table.person)], bool)]
+    table = table[np.array([path is not None and is_number(person) for path, person in zip(table.path, table.person)], bool)]
     return table.assign(identity=table.person.astype(int), modality=table.modality.astype(int))[["identity", "modality", "split", "path"]], checks
 
 # %% ../nbs/reid/10b_archives.ipynb #c036
@@ -303,7 +315,7 @@ def look_llcm(
     folder, # holds vis, nir, test_vis, test_nir and idx
 ) -> tuple[pd.DataFrame, list]: # records, checks
     "What lies in a folder of LLCM."
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     files, others = index_files(folder, ("vis", "nir"))
     train, listed = look_lists([("train", m, folder/"idx"/f"train_{word}.txt") for m, word in enumerate(("vis", "nir"))], files, ("vis", "nir"))
     train = train.assign(camera=[camera_in_name(path) for path in train.path])
@@ -319,7 +331,7 @@ def camera_in_name(
     path, # `…/0351_c06_s200656_f4830_nir.jpg`
 ) -> int: # 6; 0 where the name tells none
     "The camera that a file name of LLCM tells."
-    match = re.search(r"_c(\d+)(?=_|\.)", Path(path).name)
+    match = re.search(r"_c(\d{1,18})(?=_|\.)", Path(path).name)
     return int(match[1]) if match else 0
 
 # %% ../nbs/reid/10b_archives.ipynb #c040
@@ -358,8 +370,8 @@ def look_folder(
     kind: str, # `sysu`, `regdb` or `llcm`
 ) -> Check:
     "Whether it is there at all, or one folder further down."
-    folder, roots = Path(folder).expanduser(), ROOTS[kind]
-    if not folder.is_dir(): return Check("folder", False, f"no folder {str(folder)!r}", "", ASK[kind])
+    folder, roots = as_path(folder), ROOTS[kind]
+    if not os.path.isdir(folder): return Check("folder", False, f"no folder {str(folder)!r}", "", ASK[kind])
     if any((folder/root).is_dir() for root in roots): return Check("folder", True, str(folder))
     below = [inner for inner in sorted(folder.iterdir()) if any((inner/root).is_dir() for root in roots)]
     found = ", ".join(sorted(os.listdir(folder))[:10]) or "nothing"
@@ -393,7 +405,7 @@ class SYSUDataset(ArchiveDataset):
         _enter(folder, "sysu")
         records, checks = look_sysu(folder)
         notes = accept(f"sysu:{folder}", checks)
-        self.permutations, draw = _open_draw(records, permutations or Path(folder).expanduser()/"exp"/DRAW)
+        self.permutations, draw = _open_draw(records, permutations or as_path(folder)/"exp"/DRAW)
         if permutations and self.permutations is None: raise InputError(f"{draw.found}. {draw.advice}")
         if not draw.ok: notes.append(f"{draw.found}. {draw.advice}")
         if not validation: records = records.assign(split=records.split.replace("val", "train"))
@@ -648,7 +660,7 @@ def _examine_archive(kind, where):
     folder = look_folder(where, kind)
     if not folder.ok: return [], [folder]
     records, checks = {"sysu": look_sysu, "regdb": look_regdb, "llcm": look_llcm}[kind](where)
-    extra = {"sysu": _examine_draw, "regdb": _examine_trials, "llcm": _examine_names}[kind](records, Path(where).expanduser())
+    extra = {"sysu": _examine_draw, "regdb": _examine_trials, "llcm": _examine_names}[kind](records, as_path(where))
     return records.path.tolist(), [folder, *checks, *count_checks(records, kind), *extra]
 
 def _examine_draw(records, folder): return [_open_draw(records, folder/"exp"/DRAW)[1]]

@@ -72,7 +72,7 @@ def read_checksums(
     if not path.parent.is_dir(): raise CheckpointError(f"no folder {str(path.parent)!r}; pass the folder of a run")
     if not path.is_file(): raise CheckpointError(f"{path} is missing: either {str(path.parent)!r} is no run's folder, or the run ended before its first checkpoint; pass another folder or train again")
     try: table = json.loads(path.read_bytes())
-    except ValueError: table = None
+    except (ValueError, RecursionError): table = None
     if isinstance(table, dict) and isinstance(table.get("format"), int) and table["format"] > FORMAT:
         raise CheckpointError(f"{path} has format {table['format']}, this version of vdistill reads up to {FORMAT}; upgrade vdistill")
     whole = isinstance(table, dict) and table.get("format") == FORMAT and all(isinstance(table.get(k), dict) for k in ("sha256", "pending"))
@@ -171,10 +171,10 @@ def _read(folder, name):
     for _ in range(20):
         recorded = read_checksums(folder)
         allowed = [table[name] for table in recorded if name in table]
-        data = (folder/name).read_bytes() if (folder/name).is_file() else None
+        data = (folder/name).read_bytes() if os.path.isfile(folder/name) else None
         if data is not None and _sha256(data) in allowed: return data
         if read_checksums(folder) == recorded: break
-    raise CheckpointError(f"{folder/name} {_damage(data, allowed)}; {_WAY_OUT[name]}")
+    raise CheckpointError(f"{folder/name} {_damage(data, allowed)}; {_WAY_OUT.get(name, 'copy the folder of the run again')}")
 
 def _damage(data, allowed):
     if data is None: return "is missing"
@@ -210,9 +210,11 @@ def load_state(
     "Read `state.pt`, without running anything that it may hold."
     path = Path(run_dir)/STATE
     data = io.BytesIO(_read(path.parent, STATE))
-    try: return torch.load(data, map_location="cpu", weights_only=True)
-    except Exception: # a foreign file can fail in any way
-        raise CheckpointError(f"{path} holds something else than tensors and numbers, and was not opened; {_WAY_OUT[STATE]}") from None
+    try:
+        state = torch.load(data, map_location="cpu", weights_only=True)
+        if isinstance(state, dict): return state
+    except Exception: pass # a foreign file can fail in any way
+    raise CheckpointError(f"{path} holds something else than tensors and numbers, and was not opened; {_WAY_OUT[STATE]}") from None
 
 # %% ../nbs/reid/17_checkpoints.ipynb #c031
 def load_checkpoint(

@@ -13,7 +13,6 @@ import dataclasses, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-import yaml
 from .core import InputError
 
 # %% ../nbs/cli/30_cli.ipynb #c004
@@ -28,12 +27,12 @@ def parse_settings(
     pairs: list | None, # strings `key=value`; values are read as YAML
 ) -> dict:
     "Settings from the command line."
+    from vdistill.config import read_yaml
     settings = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key: raise InputError(f"--set {pair}: write it as KEY=VALUE")
-        try: settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError: raise InputError(f"--set {pair}: the value cannot be read") from None
+        settings[key.strip()] = read_yaml(value, f"--set {pair}")
     return settings
 
 # %% ../nbs/cli/30_cli.ipynb #c007

@@ -15,6 +15,7 @@ import torch
 # %% ../nbs/00_core.ipynb #c004
 class InputError(ValueError):
     "Bad input, told in one sentence that names the file or value and the way out."
+    def __str__(self): return " ".join(super().__str__().splitlines()) # in one line, whatever a name holds
 
 # %% ../nbs/00_core.ipynb #c007
 @contextmanager

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MODALITY_WORDS', 'Protocol', 'DataWarning',
-           'ReIDDataset', 'read_image', 'complain', 'read_all', 'check_images', 'find_pairs', 'read_pair', 'grey',
-           'grid_windows', 'textured', 'thumbnail', 'near_duplicates', 'block_splits', 'uniform', 'Jitter',
+           'ReIDDataset', 'read_image', 'complain', 'read_all', 'check_images', 'as_path', 'find_pairs', 'read_pair',
+           'grey', 'grid_windows', 'textured', 'thumbnail', 'near_duplicates', 'block_splits', 'uniform', 'Jitter',
            'view_parameters', 'cut', 'sample_views', 'Grid', 'image_shape', 'as_size', 'size_for', 'PairsDataset',
            'codes', 'disjoint', 'read_table', 'read_boxes', 'Boxes', 'read_manifest', 'draw_validation', 'CSVDataset',
            'parse_spec', 'load_dataset']
 
 # %% ../nbs/reid/10_data.ipynb #c002
-import csv, difflib, inspect, warnings
+import csv, difflib, inspect, os, reprlib, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,16 @@ def _stretch(image):
 # %% ../nbs/reid/10_data.ipynb #c019
 def _count(n, what): return f"{n} {what}" if n == 1 else f"{n} {what[:-1]}ies" if what[-1] == "y" else f"{n} {what}s"
 
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
+
+def shown(
+    value, # anything that a file may hold
+) -> str: # short, in one line
+    "A value as an error shows it: YAML can write numbers and nested lists that no `repr` gets to the end of."
+    try: return _short.repr(value)
+    except ValueError: return "a number of thousands of digits"
+
 # %% ../nbs/reid/10_data.ipynb #c020
 def complain(
     faults: list, # sentences
@@ -147,12 +157,18 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp") # in eithe
 LAYOUT = "It should hold visible/ and infrared/ with images of the same names"
 
 # %% ../nbs/reid/10_data.ipynb #c028
+def as_path(
+    path, # of a file or folder, as somebody wrote it
+) -> Path:
+    "A path with `~` filled in where there is such a home, and left alone where there is none."
+    return Path(os.path.expanduser(path))
+
 def find_pairs(
     folder, # holds `visible/` and `infrared/`
 ) -> pd.DataFrame: # a row a scene, sorted by name: scene, visible, infrared (paths; None where the twin is missing)
     "Match the images of both folders by their names without the ending."
-    folder = Path(folder).expanduser()
-    if not folder.is_dir(): raise InputError(f"no folder {str(folder)!r}. {LAYOUT}")
+    folder = as_path(folder)
+    if not os.path.isdir(folder): raise InputError(f"no folder {str(folder)!r}. {LAYOUT}")
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
     absent = [f"{m}/" for m in MODALITIES if not (folder/m).is_dir()]
     if absent: raise InputError(f"{str(folder)!r} has no {' and no '.join(absent)}; found: {there}. {LAYOUT}")
@@ -397,10 +413,10 @@ def as_size(
     image_size, # `(H, W)`, or one number for both
 ) -> tuple: # `(H, W)`
     "A checked image size."
-    size = tuple(np.ravel(image_size).tolist())
+    size = tuple(image_size) if isinstance(image_size, (tuple, list, np.ndarray)) else (image_size,)
     size = size*2 if len(size) == 1 else size
-    if len(size) == 2 and all(isinstance(n, int) and n >= 8 for n in size): return size
-    raise InputError(f"image_size {image_size!r}: pass (height, width) in whole pixels, 8 at least")
+    if len(size) == 2 and all(isinstance(n, (int, np.integer)) and n >= 8 for n in size): return tuple(map(int, size))
+    raise InputError(f"image_size {shown(image_size)}: pass (height, width) in whole pixels, 8 at least")
 
 # %% ../nbs/reid/10_data.ipynb #c067
 def size_for(
@@ -426,7 +442,7 @@ class PairsDataset(ReIDDataset):
         max_scenes: int|None = None, # take this many, evenly spaced
         max_gigabytes: float = 4., # refuse to hold more
     ):
-        self.seed, self.views, self.jitter, folder = seed, views, jitter, Path(folder).expanduser()
+        self.seed, self.views, self.jitter, folder = seed, views, jitter, as_path(folder)
         scenes, find = _finder(folder, window, contrast, image_size, max_scenes)
         _check_memory(find.count(scenes), 4*np.prod([_padded(n) for n in find.size]), len(scenes), max_gigabytes)
         scenes, opened, notes = _once(scenes, _open_scenes(scenes, find), duplicates if isinstance(find, Grid) else None)
@@ -493,19 +509,23 @@ def read_table(
     required: list, # columns that must be there and have a value in each row
 ) -> pd.DataFrame: # strings, columns in lower case, and `line`, the line in the file
     "Read a CSV file and complain about all lines that are not right."
-    path = Path(path).expanduser()
-    if not path.is_file(): raise InputError(f"no file {str(path)!r}. It should be a CSV file with the columns {', '.join(required)}")
-    try: reader = csv.reader(path.read_text("utf-8-sig").splitlines())
+    path = as_path(path)
+    if not os.path.isfile(path): raise InputError(f"no file {str(path)!r}. It should be a CSV file with the columns {', '.join(required)}")
+    try: rows = _rows(csv.reader(path.read_text("utf-8-sig").splitlines()))
     except UnicodeDecodeError: raise InputError(f"{path} is not UTF-8 text; save it as CSV in UTF-8") from None
-    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as e: raise InputError(f"{path} is not a CSV file ({e}); look for a quote that is never closed") from None
     header = [name.lower() for name in rows[0][1]] if rows else []
     absent = [name for name in required if name not in header]
     if absent: raise InputError(f"{path} has no column {', '.join(absent)}; found: {', '.join(header) or 'nothing'}. Name the columns in the first line, separated by commas")
+    complain(sorted({name for name in required if header.count(name) > 1}), "column", "Keep one of each", f"named twice in {path}")
     if len(rows) == 1: raise InputError(f"{path} has a header and no rows; add a line for each image or box")
     complain([f"line {n} has {len(row)} of {len(header)} cells" for n, row in rows[1:] if len(row) != len(header)], "bad line", "Give each line all its cells", f"in {path}")
     table = pd.DataFrame([row for _, row in rows[1:]], columns=header).assign(line=[n for n, _ in rows[1:]])
     complain([f"line {row.line} has no {name}" for name in required for row in table[table[name] == ""].itertuples()], "bad line", "Fill these cells", f"in {path}")
     return table
+
+def _rows(reader): # (line, cells) of every row that is not empty
+    return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
 
 # %% ../nbs/reid/10_data.ipynb #c089
 def read_boxes(
@@ -515,7 +535,7 @@ def read_boxes(
     "Read and check boxes."
     table = read_table(path, ["name", "x", "y", "w", "h", "identity"])
     numbers = table[["y", "x", "h", "w"]].apply(pd.to_numeric, errors="coerce").astype(float).round()
-    bad = ~np.isfinite(numbers).all(axis=1) | (numbers.h < 2) | (numbers.w < 2)
+    bad = ~(numbers.abs() < 1e9).all(axis=1) | (numbers.h < 2) | (numbers.w < 2)
     known = set(scenes)
     table["scene"] = [name if name in known else Path(name).stem for name in table.name]
     faults = [f"line {n}: x, y, w, h must be numbers, w and h at least 2" for n in table.line[bad]]
@@ -565,7 +585,7 @@ def read_manifest(
     torn = split.groupby(table.identity).nunique()
     complain(torn.index[torn > 1].to_list(), "identity", "Give each identity one split", f"in more than one split of {path}")
     camera = codes(table.camera) if "camera" in table else modality
-    return table.assign(path=[Path(path).expanduser().parent/p for p in table.path], identity_name=table.identity, identity=codes(table.identity), camera=camera, modality=modality.astype(int), split=split)
+    return table.assign(path=[as_path(path).parent/p for p in table.path], identity_name=table.identity, identity=codes(table.identity), camera=camera, modality=modality.astype(int), split=split)
 
 # %% ../nbs/reid/10_data.ipynb #c098
 def draw_validation(
@@ -660,7 +680,7 @@ def load_dataset(
 
 # %% ../nbs/reid/10_data.ipynb #c106
 def _near(kind, spec):
-    if Path(spec).expanduser().is_dir(): return f"pairs:{spec}"
-    if Path(spec).expanduser().is_file(): return f"csv:{spec}"
+    if os.path.isdir(as_path(spec)): return f"pairs:{spec}"
+    if os.path.isfile(as_path(spec)): return f"csv:{spec}"
     near = difflib.get_close_matches(kind, KINDS, 1)
     return (f"{KINDS[near[0]]}, or " if near else "") + ", ".join(form for name, form in KINDS.items() if name not in near)

@@ -8,7 +8,7 @@ __all__ = ['FILES', 'TOLERANCE', 'find_images', 'as_modality', 'feature_names', 
            'write_graph', 'Agreement', 'onnx_session', 'compare_onnx', 'export_onnx']
 
 # %% ../nbs/looking/26_embedding.ipynb #c002
-import contextlib, hashlib, importlib, io, json, logging, os, warnings, zipfile
+import contextlib, hashlib, importlib, io, json, logging, os, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -189,7 +189,7 @@ def read_embeddings(
     file = check_embedding_file(file)
     if not file.is_file(): raise InputError(f"no file {file}; embeddings are written by `vdistill embed`")
     try: return FILES[file.suffix][1](file)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+    except Exception as e: # a foreign file can fail in any way
         raise InputError(f"{file} holds no embeddings of vdistill, or not all of them ({type(e).__name__}); write it again") from None
 
 # %% ../nbs/looking/26_embedding.ipynb #c027

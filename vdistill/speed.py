@@ -13,7 +13,7 @@ __all__ = ['PEOPLE', 'QUICK', 'PRODUCTS', 'NORMS', 'POOLS', 'STATE', 'LOOPED_MET
            'whole_loop', 'recipe_rows', 'share_rows', 'run_speed', 'verdicts', 'write_speed']
 
 # %% ../nbs/looking/24c_speed.ipynb #c002
-import dataclasses, os, tempfile
+import dataclasses, os, tempfile, warnings
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -32,7 +32,7 @@ from .batches import Batch, load_batch
 from .benchmark import COLUMNS, machine, row, timings, triplet_by_anchors
 from .config import TrainConfig, configure
 from .core import InputError, generator
-from .data import load_dataset
+from .data import DataWarning, load_dataset
 from .dispatch import Counts, count_operations
 from .evaluation import run_columns
 from .models import Prediction, Predictions, halves
@@ -525,7 +525,10 @@ def made_up_sysu(
     "A dataset of made-up JPEGs in the layout of SYSU-MM01, gone afterwards."
     with tempfile.TemporaryDirectory() as folder:
         root = fake_sysu(Path(folder)/"sysu", people=people, image_size=tuple(config.data["image_size"]), links=True)
-        yield load_dataset(f"sysu:{root}", seed=config.seed, **(config.data | dict(cache=Path(folder)/"pixels" if cache else None)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning) # where the pixels are kept, which is gone soon
+            data = load_dataset(f"sysu:{root}", seed=config.seed, **(config.data | dict(cache=Path(folder)/"pixels" if cache else None)))
+        yield data
 
 def reader(
     trainer: Trainer,

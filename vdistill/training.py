@@ -20,7 +20,7 @@ from .augmentation import Augmentation
 from .batches import IdentitySampler, given_labels, load_batch
 from .cache import Pixels
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
-from .config import METHODS, TrainConfig, configure
+from .config import METHODS, TrainConfig, configure, read_yaml
 from .core import InputError, atomic_path, generator, seeded
 from .data import load_dataset
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
@@ -379,8 +379,9 @@ def read_config(
     "The configuration of a run."
     path = Path(run_dir)/"config.yaml"
     if not path.is_file(): raise InputError(f"{run_dir} is no run: it has no config.yaml. A run is made by `vdistill train`")
-    try: return TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (TypeError, yaml.YAMLError, UnicodeDecodeError) as e: raise InputError(f"{path} is no configuration of this version: {str(e).splitlines()[0]}") from None
+    settings = read_yaml(path, path)
+    try: return TrainConfig(**settings)
+    except TypeError as e: raise InputError(f"{path} is no configuration of this version: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/reid/16_training.ipynb #c019
 def write_csv(
