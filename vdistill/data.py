@@ -517,7 +517,7 @@ def read_table(
     header = [name.lower() for name in rows[0][1]] if rows else []
     absent = [name for name in required if name not in header]
     if absent: raise InputError(f"{path} has no column {', '.join(absent)}; found: {', '.join(header) or 'nothing'}. Name the columns in the first line, separated by commas")
-    complain(sorted({name for name in required if header.count(name) > 1}), "column", "Keep one of each", f"named twice in {path}")
+    complain(sorted({name for name in header if name and header.count(name) > 1}), "column", "Keep one of each", f"named twice in {path}")
     if len(rows) == 1: raise InputError(f"{path} has a header and no rows; add a line for each image or box")
     complain([f"line {n} has {len(row)} of {len(header)} cells" for n, row in rows[1:] if len(row) != len(header)], "bad line", "Give each line all its cells", f"in {path}")
     table = pd.DataFrame([row for _, row in rows[1:]], columns=header).assign(line=[n for n, _ in rows[1:]])
