@@ -8,7 +8,7 @@ __all__ = ['METRICS', 'MUTUAL', 'REGULARISERS', 'DISTILL', 'objective']
 # %% ../nbs/reid/16a_objective.ipynb #c002
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from .bottlenecks import CEB, MIB, VIB, EstimatedBottleneck, MutualLearning
 from .distillation import ReleasedDistillation, VariationalDistillation
 from .identity_losses import cross_modal_triplet, mutual_learning

@@ -59,7 +59,6 @@ def lost_contact(
 # %% ../nbs/reid/16d_parallel.ipynb #c007
 def own_part(
     rows: np.ndarray, # `(n,)`, the same in every process
-    what: str = "identities_per_batch", # what n is made of, for the error
 ) -> np.ndarray: # `(n/N,)`
     "This process's part of a batch: neighbours, so that identities stay together."
     rank, size = world()
