@@ -507,6 +507,22 @@ def test_report(sysu):
     assert "expected: 395 identities, 22,258 visible, 11,909 infrared, as published" in str(report)
 
 
+@pytest.mark.filterwarnings("ignore::vdistill.data.DataWarning")
+def test_doctor_looks_at_caches(regdb, tmp_path, monkeypatch):
+    assert all(check.name != "caches" for check in doctor(f"regdb:{regdb}", cache=tmp_path / "c").checks)
+    one, two = (load_dataset(f"regdb:{regdb}", image_size=size, cache=tmp_path / "c").cache.file for size in ((16, 8), (20, 10)))
+    found = check(doctor(f"regdb:{regdb}", cache=tmp_path / "c"), "caches")
+    assert found.ok and "2 files" in found.found and one.name in found.found
+    one.write_bytes(one.read_bytes()[:-1] + b"?")
+    two.with_suffix(".json").unlink()
+    found = check(doctor(f"regdb:{regdb}", cache=tmp_path / "c"), "caches")
+    assert found.ok is False and f"{one}: 1 of" in found.found and f"{two}: the .json" in found.found and "Remove" in found.advice
+    assert not doctor(f"regdb:{regdb}", cache=None).checks[-1].name == "caches"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "c").rename(tmp_path / "vdistill")
+    assert check(doctor(f"regdb:{regdb}"), "caches").ok is False
+
+
 def test_doctor_for_pairs(tmp_path):
     from PIL import Image
     rng = np.random.default_rng(0)

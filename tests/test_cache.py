@@ -192,7 +192,7 @@ def test_a_killed_build_leaves_no_cache(tree, tmp_path):
     make()
     """, tree, tmp_path / "c")
     assert killed.wait(60) == -signal.SIGKILL
-    litter, = (tmp_path / "c").iterdir()
+    litter, = (p for p in (tmp_path / "c").iterdir() if p.suffix != ".lock")
     assert litter.name.startswith(".") and 0 < litter.stat().st_size < 320 * 3 * 16 * 8 # in the middle: one block of two
     cache = make(tree, tmp_path / "c")
     assert torch.equal(pixels(cache), slowly(tree)) and "made again" not in cache.notes[0] and litter.exists()
@@ -225,6 +225,41 @@ def test_two_processes_at_once(tree, tmp_path):
     hashes = {line for out, _ in said for line in out.split()}
     assert [p.returncode for p in two] == [0, 0] and sum(len(out.split()) for out, _ in said) == 8, said
     assert hashes == {hashlib.sha256(slowly(tree).numpy().tobytes()).hexdigest()}
+    assert torch.equal(pixels(make(tree, tmp_path / "c")), slowly(tree)) and not list((tmp_path / "c").glob(".*"))
+
+
+def test_of_several_processes_one_decodes(tree, tmp_path):
+    "As those of torchrun, which all open the same data set."
+    code = BUILD + """
+    calls, decode = [], C.decode
+    def slow(*args):
+        calls.append(1); C.time.sleep(.02)
+        return decode(*args)
+    C.decode = slow
+    print("ready", flush=True); sys.stdin.readline()
+    if sys.argv[3] == "damage": C.damaged_blocks = lambda *args, found=iter([[0]]): next(found, [])
+    cache = make()
+    print(len(calls), len(cache), *cache.notes)
+    """
+    for case in ("missing", "damage"):
+        three = [python(code, tree, tmp_path / "c", case, stdin=subprocess.PIPE) for _ in range(3)]
+        for p in three: assert p.stdout.readline() == "ready\n"
+        for p in three: p.stdin.write("go\n"); p.stdin.flush()
+        said = [p.communicate(timeout=60)[0].split(maxsplit=2) for p in three]
+        n = len(images(tree))
+        assert sorted(int(calls) for calls, *_ in said) == [0, 0, n] and {int(count) for _, count, _ in said} == {n}, said
+        assert all(note for *_, note in said) and not list((tmp_path / "c").glob(".*"))
+
+
+def test_a_killed_builder_keeps_nobody_waiting(tree, tmp_path):
+    builder = python(BUILD + """
+    def stuck(*_):
+        print("decoding", flush=True); C.time.sleep(60)
+    C.PixelCache._decode_all = stuck
+    make()
+    """, tree, tmp_path / "c")
+    assert builder.stdout.readline() == "decoding\n" and list((tmp_path / "c").glob(".*.lock"))
+    builder.kill(); builder.wait()
     assert torch.equal(pixels(make(tree, tmp_path / "c")), slowly(tree)) and not list((tmp_path / "c").glob(".*"))
 
 

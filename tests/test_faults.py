@@ -1,5 +1,5 @@
 "What happens to a run while it runs: each of these does the thing."
-import errno, json, os, signal, subprocess, sys, time, warnings
+import errno, json, os, shutil, signal, subprocess, sys, time, warnings
 from pathlib import Path
 
 import pandas as pd
@@ -207,6 +207,49 @@ except InputError as e: print("said:", e)
     assert said and "MB are needed" in said[0] and "--resume" in said[0], done.stdout + done.stderr[-1500:]
     assert load_state(run)["epoch"] == 2 and not check_checkpoint(run) and not [p for p in run.iterdir() if p.name.startswith(".") and "state" in p.name]
     Trainer.resume(run, dataset=people).fit()
+
+
+SMALL_DISK = """
+import os, pathlib, resource
+full = Path(sys.argv[1]).parent/"filler"
+original = Trainer.run_epoch
+def run_epoch(self, bar):
+    if self.epoch == 2: fill()
+    original(self, bar)
+def fill():
+    with open(full, "wb", buffering=0) as f:
+        try:
+            while True: f.write(bytes(4096))
+        except OSError as e: print("disk:", e.strerror)
+Trainer.run_epoch = run_epoch
+from vdistill.checkpoints import check_checkpoint, load_state
+from vdistill.core import InputError
+try: trainer.fit()
+except InputError as e: print("said:", e)
+print("kept:", load_state(run)["epoch"], check_checkpoint(run), sorted(p.name for p in run.iterdir() if p.name.startswith(".")))
+full.unlink()
+Trainer.run_epoch = original
+Trainer.resume(run).fit()
+print("finished:", load_state(run)["epoch"], check_checkpoint(run))
+"""
+
+
+def own_disk(folder, code, *args):
+    "Run Python code in which `folder` is a file system of 8 MB of its own."
+    mount = f"mount -t tmpfs -o size=8m tmpfs '{folder}' && exec \"$@\""
+    for flags in (["--mount"], ["--user", "--map-root-user", "--mount"]):
+        if shutil.which("unshare") and not subprocess.run(["unshare", *flags, "sh", "-c", mount, "sh", "true"], capture_output=True).returncode:
+            return subprocess.run(["unshare", *flags, "sh", "-c", mount, "sh", sys.executable, "-c", code, *args], env=ENV, capture_output=True, text=True)
+    pytest.skip("no small file system can be mounted here")
+
+
+def test_a_disk_that_is_full(tmp_path):
+    "A real file system without a free block, from the middle of the run on; then there is room again."
+    done = own_disk(tmp_path, SCRIPT.replace("trainer.fit()", SMALL_DISK), str(tmp_path/"run"), repr(SMALL))
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert said["disk"] == "No space left on device" and "MB are needed" in said["said"] and "--resume" in said["said"], done.stdout + done.stderr[-1500:]
+    assert said["kept"] == "2 [] []", said # epoch, faults, litter
+    assert said["finished"] == "4 []"
 
 
 @pytest.mark.parametrize("number, part", [(errno.ENOSPC, "MB are needed"), (errno.EROFS, "cannot be written")])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'ASK', 'DRAW', 'GET_DRAW', 'UNPACK', 'SYSU_INFRARED', 'REGDB_TOPS', 'TRIALS', 'LLCM_CAMERAS', 'LLCM_TEST',
-           'ROOTS', 'READERS', 'LOOKS', 'read_text', 'read_ids', 'is_number', 'read_list', 'in_order', 'is_image',
-           'scan_people', 'index_files', 'Check', 'fault_check', 'passed_over', 'look_sysu', 'remaining',
+           'ROOTS', 'READERS', 'LOOKS', 'CACHED', 'read_text', 'read_ids', 'is_number', 'read_list', 'in_order',
+           'is_image', 'scan_people', 'index_files', 'Check', 'fault_check', 'passed_over', 'look_sysu', 'remaining',
            'read_permutations', 'draw_faults', 'look_regdb', 'look_lists', 'look_llcm', 'camera_in_name',
            'ArchiveDataset', 'look_folder', 'accept', 'SYSUDataset', 'RegDBDataset', 'LLCMDataset', 'fake_looks',
            'spread', 'plant', 'fake_sysu', 'fake_regdb', 'fake_llcm', 'Report', 'doctor', 'count_checks',
-           'check_decoding']
+           'check_caches', 'check_decoding']
 
 # %% ../nbs/reid/10b_archives.ipynb #c002
 import json, os, re, warnings
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from tqdm.auto import tqdm
-from .cache import PixelCache, cache_folder, pixel_file, read_pixels
+from .cache import PixelCache, cache_faults, cache_folder, pixel_file, read_pixels
 from .core import InputError, generator
 from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _count, as_path, as_size, check_images, draw_validation, find_pairs, load_dataset, parse_spec, read_manifest
 
@@ -620,14 +620,18 @@ def doctor(
     spec: str, # as for `load_dataset`: `sysu:DIR`, `regdb:DIR`, `llcm:DIR`, `pairs:DIR`, `csv:FILE` or `synthetic`
     images="all", # how many images to decode: `all`, or a number, drawn at random
     progress: bool = False, # show a bar
+    cache=True, # where decoded pixels may lie: as for `load_dataset`
 ) -> Report:
-    "Look at a dataset: layout, counts against the published ones, lists, splits, unreadable images; what to do and whom to ask."
+    "Look at a dataset: layout, counts against the published ones, lists, splits, unreadable images, caches; what to do and whom to ask."
     kind, where = parse_spec(spec)
     if images != "all" and not str(images).isdecimal(): raise InputError(f"images={images!r}: pass all, or how many to decode")
     paths, checks = {"pairs": _examine_pairs, "csv": _examine_csv, "synthetic": _examine_synthetic}.get(kind, _examine_archive)(kind, where)
-    return Report(str(spec), checks + [check_decoding(paths, images, progress)]*bool(paths))
+    if paths: checks = [*checks, check_decoding(paths, images, progress)]
+    return Report(str(spec), checks + check_caches(kind, cache))
 
 # %% ../nbs/reid/10b_archives.ipynb #c067
+CACHED = dict(sysu="sysu-mm01", regdb="regdb", llcm="llcm") # what the names of their caches begin with
+
 def count_checks(
     records: pd.DataFrame, # identity, modality, split
     kind: str, # of PUBLISHED
@@ -640,6 +644,16 @@ def count_checks(
         advice = "Part of the archive is missing, or too much is there; the other lines say what. " + UNPACK
         return Check(f"{name} images", tuple(found) == tuple(published), told(found), f"{told(published)}, as published", advice)
     return [check(*row) for row in PUBLISHED[kind]]
+
+def check_caches(
+    kind: str, # of dataset
+    cache=True, # as for `cache_folder`
+) -> list: # nothing where none is kept
+    "Read every file of decoded pixels to its end."
+    if kind not in CACHED or (folder := cache_folder(cache)) is None or not (files := sorted(folder.glob(f"{CACHED[kind]}-*.npy"))): return []
+    size = sum(file.stat().st_size for file in files)
+    faults = [fault for file in files for fault in cache_faults(file)]
+    return [fault_check("caches", faults, "damaged cache", "Remove this file, it is made again; if that happens twice, look at the disk", f"{_count(len(files), 'file')} of decoded pixels, {size/1e9:.2f} GB, as written: {', '.join(map(str, files))}", 50)]
 
 def check_decoding(
     paths, # image files

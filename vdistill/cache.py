@@ -9,12 +9,13 @@ __all__ = ['BLOCK', 'SMALL', 'STALE', 'cores', 'decode', 'read_pixels', 'decoder
 # %% ../nbs/reid/12c_cache.ipynb #c002
 import hashlib, json, os, shutil, sys, time, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, PIL, torch
 from PIL import Image, features
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path
+from .core import InputError, atomic_path, lock_file, unlock_file
 from .data import DataWarning, read_all, read_image
 
 # %% ../nbs/reid/12c_cache.ipynb #c006
@@ -104,6 +105,14 @@ def cache_faults(
     damaged = damaged_blocks(pixels, told["blocks"], range(-(-len(pixels)//BLOCK)))
     return [f"{file}: {len(damaged)} of {len(told['blocks'])} blocks of {BLOCK} images damaged, the first at image {damaged[0]*BLOCK}"] if damaged else []
 
+@contextmanager
+def _alone(file): # others who want to make the same file wait; where nothing can be locked, each makes it
+    try: handle = lock_file(file.with_name(f".{file.stem}.lock"))
+    except OSError: handle = None
+    try: yield
+    finally:
+        if handle: unlock_file(handle)
+
 def _sweep(file): # remove what killed builds of this file left behind
     for litter in file.parent.glob(f".*-{file.name}"):
         try:
@@ -180,7 +189,12 @@ class PixelCache:
         with ThreadPoolExecutor(cores()) as pool: found = list(pool.map(content_hash, [self.paths[i] for i in suspects]))
         return [self.names[i] for i, content in zip(suspects, found) if content != self.told["contents"][i]]
 
+    def _inode(self): # which file of this name lies there: one that is made anew has another
+        try: return os.stat(self.file).st_ino
+        except OSError: return None
+
     def _open(self): # why the file cannot be used; None: it is open
+        self.found = self._inode()
         self.checked, self.whole = np.zeros(-(-len(self)//BLOCK), bool), False
         if not self.file.exists(): return "it was not there"
         self.told, self.pixels = _sidecar(self.file), _mapped(self.file, self.shape)
@@ -199,15 +213,17 @@ class PixelCache:
 
     def _build(self, why):
         again, self.pixels = self.file.exists(), None
-        try: self._decode_all()
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self.file):
+                if self._inode() == self.found or self._open(): self._decode_all() # else another process has made it meanwhile
         except OSError as e:
-            if not again and self._open() is None: return # another process has made it meanwhile
+            if not again and self._open() is None: return # it was made by one that cannot be waited for
             raise InputError(f"{self.file}: cannot be written ({e.strerror or e}); it takes {_size(self.nbytes)}. Pass cache=DIR on a disk with that much room, or cache=None to decode in each epoch") from None
         if fault := self._open(): raise InputError(f"{self.file} was just written, but {fault}; pass cache=DIR on another disk")
         self.notes.append(f"{self.file} was made again, as {why}" if again else f"decoded pixels are kept in {self.file} ({_size(self.nbytes)}); remove this file to have the room back")
 
     def _decode_all(self):
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         _sweep(self.file)
         free, contents, sums = shutil.disk_usage(self.file.parent).free, [], []
         if free < self.nbytes + 200*len(self): raise OSError(28, f"{_size(free)} free")

@@ -173,11 +173,12 @@ def doctor(
     spec: Annotated[str, typer.Argument(help="dataset: sysu:DIR, regdb:DIR, llcm:DIR, pairs:DIR, csv:FILE or synthetic")],
     json: Annotated[Optional[Path], typer.Option("--json", help="write the report for programs into this file")] = None,
     images: Annotated[str, typer.Option(help="how many images to decode: all, or a number, drawn at random")] = "all",
+    cache: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help="where decoded pixels are kept, if not in your cache folder")] = None,
 ):
-    "Look at a dataset before you train: layout, counts against the published ones, lists, splits, unreadable images; what to do and whom to ask. Exit 1 where something is wrong."
+    "Look at a dataset before you train: layout, counts against the published ones, lists, splits, unreadable images, damaged caches; what to do and whom to ask. Exit 1 where something is wrong."
     from vdistill.archives import doctor as examine
     from vdistill.core import atomic_path
-    report = examine(spec, images, progress=True)
+    report = examine(spec, images, progress=True, cache=cache or True)
     typer.echo(str(report))
     if json is not None:
         with atomic_path(json) as file: file.write_text(report.to_json(), encoding="utf-8")

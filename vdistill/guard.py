@@ -10,7 +10,7 @@ import json, os, signal, threading
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import InputError, atomic_path
+from .core import InputError, atomic_path, lock_file, unlock_file
 
 # %% ../nbs/reid/16c_guard.ipynb #c005
 class FolderLock:
@@ -21,28 +21,16 @@ class FolderLock:
         self.file = Path(folder)/".lock"
 
     def __enter__(self):
-        self.handle = open(self.file, "a+")
-        try: _lock(self.handle)
-        except OSError:
-            self.handle.seek(0)
-            owner = self.handle.read().strip() or "unknown"
-            self.handle.close()
+        try: self.handle = lock_file(self.file, wait=False)
+        except BlockingIOError:
+            owner = self.file.read_text().strip() or "unknown"
             raise InputError(f"{self.file.parent} is being written by another process ({owner}): wait until it ends, or choose another folder (--out)") from None
         self.handle.truncate(0)
         self.handle.write(f"process {os.getpid()}")
         self.handle.flush()
         return self
 
-    def __exit__(self, *error):
-        self.file.unlink(missing_ok=True)
-        self.handle.close() # and the lock with it
-
-def _lock(handle):
-    if os.name == "nt":
-        import msvcrt
-        return msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-    import fcntl
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def __exit__(self, *error): unlock_file(self.handle)
 
 # %% ../nbs/reid/16c_guard.ipynb #c008
 class Interrupted(KeyboardInterrupt):
