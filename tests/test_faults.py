@@ -332,6 +332,40 @@ def test_out_of_memory_says_what_to_lower(people, tmp_path, monkeypatch):
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes")) and out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
 
 
+@pytest.mark.parametrize("method", ["train_step", "validate"])
+@pytest.mark.parametrize("error, words", [(RuntimeError("CUDA error: unspecified launch failure\nmore"), "the GPU has failed (CUDA error: unspecified launch failure)"), (torch.OutOfMemoryError("CUDA out of memory"), "identities_per_batch=6")])
+def test_errors_of_the_machine_are_explained_wherever_they_come_up(people, tmp_path, monkeypatch, method, error, words):
+    trainer = Trainer(configure("synthetic", **SMALL), tmp_path/"run", people)
+    original = getattr(Trainer, method)
+    def fail(self, *args):
+        if self.epoch >= 3: raise error
+        return original(self, *args)
+    monkeypatch.setattr(Trainer, method, fail)
+    said = message(trainer.fit)
+    assert words in said and "--resume" in said and load_state(tmp_path/"run")["epoch"] == 2
+    monkeypatch.setattr(Trainer, method, lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"): Trainer.resume(tmp_path/"run", dataset=people).fit() # this is our own fault
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_that_fails(tmp_path):
+    "A kernel reads beyond its tensor: CUDA then refuses this process every further call."
+    code = SCRIPT.replace("trainer.fit()", """
+original = Trainer.train_step
+def train_step(self, *batch):
+    if self.step == 10: torch.zeros(3, device="cuda")[torch.tensor([7], device="cuda")]
+    return original(self, *batch)
+Trainer.train_step = train_step
+from vdistill.core import InputError
+try: trainer.fit()
+except InputError as e: print("said:", e)
+""")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"run"), repr(SMALL | dict(device="cuda"))], env=ENV, capture_output=True, text=True, timeout=300)
+    assert "said: the GPU has failed" in done.stdout and "--resume" in done.stdout, done.stdout + done.stderr[-1500:]
+    assert load_state(tmp_path/"run")["epoch"] == 2 and not check_checkpoint(tmp_path/"run")
+
+
 def test_a_compiler_that_fails_is_no_end(people, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: lambda *inputs: 1/0)
     trainer = Trainer(configure("synthetic", **SMALL, compile="always"), dataset=people)

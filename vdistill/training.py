@@ -24,7 +24,7 @@ from .config import METHODS, TrainConfig, configure, read_yaml
 from .core import InputError, atomic_path, generator, seeded
 from .data import load_dataset
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
-from .guard import FolderLock, Interrupted, Signals, Watch, memory_advice, out_of_memory, write_report
+from .guard import FolderLock, Interrupted, Signals, Watch, gpu_failed, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
 from .objective import REGULARISERS, objective
 from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, lost_contact, OwnRows, own_device, own_part, settle, spread, synchronised, world
@@ -208,7 +208,11 @@ class Trainer:
         "Train to the end, validate on the way, test once."
         with FolderLock(self.run_dir) if self.run_dir else nullcontext(), self.signals, torch.random.fork_rng(devices=[]):
             bar = tqdm(total=self.config.epochs*len(self.sampler), initial=self.step, desc=self.config.method, unit="step", disable=not self.progress)
-            while self.epoch < self.config.epochs: self.run_epoch(bar)
+            while self.epoch < self.config.epochs:
+                try: self.run_epoch(bar)
+                except (RuntimeError, MemoryError) as e:
+                    if not (said := self.explain(e)): raise
+                    raise InputError(f"{said}. {self.kept()}") from None
             bar.close()
         return self.test()
 
@@ -231,11 +235,7 @@ class Trainer:
         self.sampler.set_epoch(self.epoch)
         self.compile()
         for visible, infrared in itertools.islice(self.sampler, self.done, None):
-            try: terms = self.train_step(visible, infrared)
-            except (RuntimeError, MemoryError) as e:
-                if lost := lost_contact(e): raise InputError(f"{lost}. {self.kept()}") from None
-                if not out_of_memory(e): raise
-                raise InputError(memory_advice(self.config, self.dataset.image_size, self.kept())) from None
+            terms = self.train_step(visible, infrared)
             self.total = {k: self.total.get(k, 0) + v.detach() for k, v in terms.items()}
             self.step, self.done = self.step + 1, self.done + 1
             bar.update()
@@ -289,6 +289,10 @@ class Trainer:
     def names(self, rows) -> list: # of files, where there are files
         records = self.dataset.records.iloc[rows]
         return list(map(str, records.path)) if "path" in records else [f"record {i}, identity {k}" for i, k in zip(rows, records.identity)]
+
+    def explain(self, error) -> str: # empty: it is none of these
+        "An error of the machine, in words."
+        return memory_advice(self.config, self.dataset.image_size) if out_of_memory(error) else lost_contact(error) or gpu_failed(error)
 
     def kept(self) -> str:
         "What a stop leaves behind, in words."
