@@ -8,10 +8,11 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # Notebooks run two at a time on one thread each; spinning threads would take the other's core.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: help demo test test-slow lab docs bench clean check notebooks pytest
+.PHONY: help demo test test-slow fresh lab docs bench clean check notebooks pytest
 help:
 	@echo "make demo     train, evaluate and draw on the embedded synthetic set (3 minutes on 2 cores)"
 	@echo "make test     notebooks clean, library and README in sync, every chapter runs, pytest"
+	@echo "make fresh    run the notebooks whose outputs are older than their code"
 	@echo "make lab      open JupyterLab at the chapters"
 	@echo "make docs     build the documentation site into _docs/"
 	@echo "make bench    measure speeds on this machine"
@@ -31,6 +32,9 @@ notebooks: $(VENV)/.installed-dev check
 
 pytest: $(VENV)/.installed-dev notebooks
 	@$(BIN)/python -m pytest -m "not slow"
+
+fresh: $(VENV)/.installed-dev
+	@$(ONE_THREAD) $(BIN)/python tools/fresh.py
 
 test-slow: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m slow

@@ -1,6 +1,7 @@
-"Are the notebooks clean, and are library and README what the notebooks say? Works on a copy and changes nothing."
+"Are the notebooks clean, their outputs those of their code, and are library and README what the notebooks say? Works on a copy and changes nothing."
 import shutil, subprocess, sys, tempfile
 from pathlib import Path
+from fresh import is_fresh, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
@@ -31,3 +32,5 @@ with tempfile.TemporaryDirectory() as folder:
     check(target, "Notebooks clean", [SCRIPTS/"nbdev-clean"], "nbs/**/*.ipynb", "nbdev-clean")
     check(target, "Library in sync with the notebooks", [SCRIPTS/"nbdev-export"], "vdistill/**/*.py", "nbdev-export")
     check(target, "README in sync with index.ipynb", [sys.executable, "tools/readme.py"], "README.md", "python tools/readme.py")
+if old := [str(path.relative_to(ROOT)) for path in notebooks() if not is_fresh(path)]: sys.exit(f"Outputs are those of the code: not in {', '.join(old)}. Run `make fresh` and commit the result.")
+print("Outputs are those of the code: yes")
