@@ -168,7 +168,7 @@ def test_bad_input_of_embed_and_export_leaves_nothing(trained, photographs, args
     assert sorted(folder.rglob("*")) == before
 
 def test_help_for_each():
-    for command in ("demo", "train", "evaluate", "show", "doctor", "embed", "export", "import", "audit", "ablate", "mi", "staircase", "digits", "views", "cifar", "bench"):
+    for command in ("demo", "train", "evaluate", "show", "doctor", "embed", "export", "import", "audit", "ablate", "mi", "staircase", "digits", "views", "cifar", "bench", "lab"):
         done = call(".", command, "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
 
