@@ -8,10 +8,11 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # Notebooks run two at a time on one thread each; spinning threads would take the other's core.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: help demo test test-slow fresh lab docs bench clean check notebooks pytest
+.PHONY: help demo test test-slow test-browser fresh lab docs bench clean check notebooks pytest
 help:
 	@echo "make demo     train, evaluate and draw on the embedded synthetic set (3 minutes on 2 cores)"
 	@echo "make test     notebooks clean, library and README in sync, every chapter runs, pytest"
+	@echo "make test-browser  JupyterLab and the site in a real browser"
 	@echo "make fresh    run the notebooks whose outputs are older than their code"
 	@echo "make lab      open JupyterLab at the chapters"
 	@echo "make docs     build the documentation site into _docs/"
@@ -31,7 +32,7 @@ notebooks: $(VENV)/.installed-dev check
 	@$(ONE_THREAD) $(BIN)/nbdev-test --n-workers 2 --pause 0.5 --timing
 
 pytest: $(VENV)/.installed-dev notebooks
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not browser"
 
 fresh: $(VENV)/.installed-dev
 	@$(ONE_THREAD) $(BIN)/python tools/fresh.py
@@ -39,8 +40,12 @@ fresh: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m slow
 
+test-browser: $(VENV)/.installed-browser
+	@$(foreach b,chromium chromium-browser google-chrome,command -v $(b) >/dev/null ||) { echo "Installing Chromium ..."; apt-get install -y -qq chromium >/dev/null || { echo "make: no Chromium found; install one (Debian: apt-get install chromium)"; exit 2; }; }
+	@$(BIN)/python -m pytest -m browser
+
 lab: $(VENV)/.installed-notebook
-	@$(BIN)/jupyter lab nbs/index.ipynb
+	@$(BIN)/vdistill lab
 
 docs: $(VENV)/.installed-dev
 	@$(BIN)/python tools/docs.py
@@ -63,4 +68,5 @@ $(VENV)/.installed-%: $(METADATA) | $(VENV)/bin/python
 	@touch $@
 EXTRAS_demo := plots,baselines
 EXTRAS_notebook := notebook,baselines
+EXTRAS_browser := dev,notebook,baselines,browser
 EXTRAS_dev := dev,notebook,baselines

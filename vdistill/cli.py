@@ -217,7 +217,7 @@ def embed(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="image files, and folders of them")],
     modality: Annotated[str, typer.Option(help="of all these images: visible or infrared")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.npz or FILE.parquet")],
-    feature: Annotated[Optional[str], typer.Option(help="a feature by its name, or all; default: the headline, which validation chose")] = None,
+    feature: Annotated[Optional[str], typer.Option(help="a feature by its name, or all; default: the run's headline")] = None,
     device: Device = "auto",
 ):
     "Images in, features out: a row an image, with a record of the run."
@@ -234,7 +234,7 @@ def export(
     run: Run,
     file: Annotated[Path, typer.Argument(help="FILE.onnx")],
     modality: Annotated[str, typer.Option(help="what the file will be given: visible or infrared")],
-    feature: Annotated[Optional[str], typer.Option(help="a feature by its name; default: the headline, which validation chose")] = None,
+    feature: Annotated[Optional[str], typer.Option(help="a feature by its name; default: the run's headline")] = None,
 ):
     "Write the network as ONNX, from bytes to a feature, checked against torch before it is kept."
     from vdistill.embedding import export_onnx

@@ -124,7 +124,7 @@ def embed_run(
     run, # folder of a run
     images, # files and folders, or one of them
     modality, # `visible` or `infrared`, of all of them
-    feature=None, # a name, several, or `all`; None: the headline, which validation chose
+    feature=None, # a name, several, or `all`; None: the run's headline
     device: str = "auto",
     batch_size: int = 64, # images
     progress: bool = False, # show a bar
@@ -320,7 +320,7 @@ def export_onnx(
     run, # folder of a run
     file, # ends in .onnx
     modality, # `visible` or `infrared`: what the file will be given
-    feature: str|None = None, # None: the headline, which validation chose
+    feature: str|None = None, # None: the run's headline
 ) -> Agreement: # `.difference`, at most `TOLERANCE`
     "Write a run's network as ONNX, from bytes to a feature, and check the file with onnxruntime; one that differs is not kept."
     code, file = as_modality(modality), Path(file).expanduser()
