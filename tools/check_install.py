@@ -4,7 +4,7 @@
     python tools/check_install.py --pins oldest            # the lower bounds of settings.ini
     python tools/check_install.py --python python3.12 --pins torch==2.8.0 torchvision==0.23.0
 """
-import argparse, configparser, os, shutil, subprocess, sys, tempfile, zipfile
+import argparse, configparser, os, re, shutil, subprocess, sys, tempfile, zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +38,13 @@ def build(
 
 def modules(wheel): return sorted(name[:-3].replace("/", ".") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vdistill/") and name.endswith(".py") and "__" not in name)
 
+def unpack(
+    wheel,
+    folder, # for the package, as `--target` names one
+):
+    "The wheel in a folder, without what it asks for: a wheel without compiled code is a zip of what goes there."
+    with zipfile.ZipFile(wheel) as archive: archive.extractall(folder)
+
 def install(
     folder, # of the new environment
     wheel,
@@ -50,6 +57,8 @@ def install(
     call(programs/"python", "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel, *pins)
     return programs
 
+def commands(helped): return re.findall(r"^  (\w+)  ", helped.partition("Commands:")[2], re.M) # of `vdistill --help`
+
 def use(
     programs, # of the environment
     names, # modules to import
@@ -61,10 +70,11 @@ def use(
     versions = call(programs/"python", "-W", "error::SyntaxWarning", "-c", code, cwd=folder, env=alone).strip()
     if str(ROOT/"vdistill") in versions: sys.exit(f"the checkout was imported, not the installed package: {versions}")
     helped = call(programs/"vdistill", "--help", cwd=folder, env=alone)
+    for command in commands(helped): call(programs/"vdistill", command, "--help", cwd=folder, env=alone)
     shown = call(programs/"vdistill", "demo", *[x for s in SHORT for x in ("--set", s)], cwd=folder, env=alone)
     for text, words in ((helped, ("demo", "train", "evaluate", "mi")), (shown, ("rank-1", "chance", "ceiling", "full"))):
         if missing := [w for w in words if w not in text]: sys.exit(f"{missing} is missing from\n{text}")
-    return f"{versions}\n{len(names)} modules imported, vdistill --help and vdistill demo ran"
+    return f"{versions}\n{len(names)} modules imported, vdistill demo and the help of {len(commands(helped))} commands ran"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
