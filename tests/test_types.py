@@ -25,7 +25,7 @@ def test_types_reach_who_installs(tmp_path):
     (tmp_path/"use.py").write_text("from vdistill.bounds import alpha_floor, ceiling\nreveal_type(ceiling(2))\nalpha_floor('a', 2)\n")
     python = tmp_path/"site"/"bin"/"python"
     code, said = mypy("--python-executable", python, "--ignore-missing-imports", "--follow-imports", "silent", "use.py", cwd=tmp_path)
-    assert 'Revealed type is "builtins.float"' in said and 'has incompatible type "str"; expected "int"' in said, said
+    assert 'float"' in said and 'has incompatible type "str"; expected "int"' in said, said
     (site/"vdistill"/"py.typed").unlink()
     code, said = mypy("--python-executable", python, "use.py", cwd=tmp_path)
     assert "missing library stubs or py.typed marker" in said, said

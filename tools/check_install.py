@@ -71,6 +71,8 @@ def use(
     if str(ROOT/"vdistill") in versions: sys.exit(f"the checkout was imported, not the installed package: {versions}")
     helped = call(programs/"vdistill", "--help", cwd=folder, env=alone)
     for command in commands(helped): call(programs/"vdistill", command, "--help", cwd=folder, env=alone)
+    forgotten = subprocess.run([programs/"vdistill", "embed", "run", "image.png"], capture_output=True, text=True, cwd=folder, env=alone)
+    if forgotten.returncode != 2 or "Missing option" not in forgotten.stderr: sys.exit(f"a command without an option that it needs should be refused, not run:\n{forgotten.stdout}{forgotten.stderr}")
     shown = call(programs/"vdistill", "demo", *[x for s in SHORT for x in ("--set", s)], cwd=folder, env=alone)
     for text, words in ((helped, ("demo", "train", "evaluate", "mi")), (shown, ("rank-1", "chance", "ceiling", "full"))):
         if missing := [w for w in words if w not in text]: sys.exit(f"{missing} is missing from\n{text}")
