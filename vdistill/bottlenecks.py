@@ -9,6 +9,7 @@ __all__ = ['InformationBottleneck', 'gaussian_kl', 'sample_gaussian', 'Variation
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c002
 import math
+from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class InformationBottleneck(nn.Module):
     def __init__(self,
         in_features: int, # of the observation v
         out_features: int = 256, # of the representation z
-        hidden=(1024, 512), # widths between; `()` gives one linear map
+        hidden: Sequence[int] = (1024, 512), # widths between; `()` gives one linear map
         normalization: str = "batch", # `batch`, `layer` (for very small batches) or `none`
     ):
         super().__init__()
@@ -63,7 +64,7 @@ def gaussian_kl(
 def sample_gaussian(
     mean: Tensor, # `(B, D)`
     log_variance: Tensor, # `(B, D)`
-    generator: torch.Generator = None, # the randomness; None: torch's global stream
+    generator: torch.Generator|None = None, # the randomness; None: torch's global stream
 ) -> Tensor: # `(B, D)`
     "A sample through which gradients pass to mean and variance."
     device = mean.device if generator is None else generator.device
@@ -76,7 +77,7 @@ class VariationalBottleneck(nn.Module):
     def __init__(self,
         in_features: int, # of the observation v
         out_features: int = 256, # of the representation z; the network's last layer has twice as many
-        hidden=(1024, 512), # widths between; `()` gives one linear map
+        hidden: Sequence[int] = (1024, 512), # widths between; `()` gives one linear map
         normalization: str = "batch", # `batch`, `layer` (for very small batches) or `none`
     ):
         super().__init__()
@@ -86,7 +87,7 @@ class VariationalBottleneck(nn.Module):
 
     def encode(self,
         v: Tensor, # `(B, in_features)`
-    ) -> tuple: # mean and log-variance, each `(B, out_features)`
+    ) -> tuple[Tensor, Tensor]: # mean and log-variance, each `(B, out_features)`
         "The parameters of p(z|v); the log-variance is bent softly into (-20, 20), so that its exponential stays finite."
         _check_input(self, v)
         mean, log_variance = self.layers(v).chunk(2, dim=1)
@@ -94,8 +95,8 @@ class VariationalBottleneck(nn.Module):
 
     def forward(self,
         v: Tensor, # `(B, in_features)`
-        generator: torch.Generator = None, # the randomness in training
-    ) -> tuple: # `(z, kl)`: `(B, out_features)`, a sample in training and the mean in eval; and `(B,)`, nats
+        generator: torch.Generator|None = None, # the randomness in training
+    ) -> tuple[Tensor, Tensor]: # `(z, kl)`: `(B, out_features)`, a sample in training and the mean in eval; and `(B,)`, nats
         mean, log_variance = self.encode(v)
         z = sample_gaussian(mean, log_variance, generator) if self.training else mean
         return z, gaussian_kl(mean, log_variance)
@@ -123,7 +124,7 @@ def over_branches(
 
 class Regulariser(nn.Module):
     "A weighted term of the objective that knows what it reads of a branch."
-    reads = () # names of the fields of an entry
+    reads: tuple[str, ...] = () # names of the fields of an entry
     def __init__(self,
         beta: float, # the weight
     ):

@@ -10,6 +10,7 @@ __all__ = ['NEGATIVES', 'LINEAR', 'CONTRASTIVE', 'TOO_LARGE', 'positives_and_neg
 
 # %% ../nbs/information/04_bounds.ipynb #c002
 import math, warnings
+from collections.abc import Sequence
 from numbers import Real
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from .information import mutual_information
 def positives_and_negatives(
     scores: Tensor, # `(…, n, n)`, positives on the diagonal; or `(…, n)` positives
     negatives: Tensor|None = None, # `(…, n, m - 1)`, with the second form
-) -> tuple: # `(…, n)` and `(…, n, m - 1)`, float32 or better
+) -> tuple[Tensor, Tensor]: # `(…, n)` and `(…, n, m - 1)`, float32 or better
     "Split scores into positives and the negatives of each."
     if negatives is None:
         if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or scores.shape[-1] < 2: raise InputError(f"scores have shape {tuple(scores.shape)}; needed: (n, n) with n >= 2, or (n,) and negatives (n, m - 1)")
@@ -65,7 +66,7 @@ def cpc(
     scores: Tensor, # `(n, n)`, positives on the diagonal; or `(n,)` positives
     negatives: Tensor|None = None, # `(n, m - 1)`, with the second form
     *,
-    alpha=1., # weight of the positive, below m; a sequence gives a value for each. Below 1 it warns
+    alpha: float|Sequence[float]|Tensor = 1., # weight of the positive, below m; a sequence gives a value for each. Below 1 it warns
 ) -> Tensor: # nats
     "α-CPC (InfoNCE at α = 1): a lower bound for α >= 1, at most log(m/α)."
     f, g = positives_and_negatives(scores, negatives)
@@ -77,7 +78,7 @@ def ml_cpc(
     scores: Tensor, # `(n, n)`, positives on the diagonal; or `(n,)` positives
     negatives: Tensor|None = None, # `(n, m - 1)`, with the second form
     *,
-    alpha=1., # weight of the positives, below m; a sequence gives a value for each. Below `alpha_floor(n, m)` it warns
+    alpha: float|Sequence[float]|Tensor = 1., # weight of the positives, below m; a sequence gives a value for each. Below `alpha_floor(n, m)` it warns
 ) -> Tensor: # nats
     "α-ML-CPC (Song and Ermon, 2020): a lower bound for α >= m/(n(m - 1) + 1), at most log(m/α)."
     f, g = positives_and_negatives(scores, negatives)
@@ -185,6 +186,7 @@ class MINE(nn.Module):
     ):
         super().__init__()
         self.rate = rate
+        self.log_mean: Tensor
         self.register_buffer("log_mean", torch.tensor(math.nan)) # of e^f over negatives; none yet
 
     def forward(self, scores: Tensor, negatives: Tensor|None = None) -> Tensor: # -DV of this batch, nats

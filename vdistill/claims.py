@@ -180,7 +180,7 @@ def smallest_counterexample(
     gap, # a function of `Systems` that gives `(n,)`
     family: Family, # small: two values a variable
     such_that=None, # only systems where this function of `Systems` gives True
-) -> Table: # None if there is none
+) -> Table|None: # None if there is none
     "Among the simple systems with a positive gap one with the fewest outcomes, and of these the one with the largest gap."
     systems = simple_systems(family)
     gaps = gap(systems).nan_to_num(posinf=1e3)

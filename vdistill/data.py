@@ -12,12 +12,14 @@ __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MOD
 
 # %% ../nbs/reid/10_data.ipynb #c002
 import csv, difflib, inspect, os, reprlib, warnings
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from numpy.typing import ArrayLike
 from .core import InputError, generator
 
 # %% ../nbs/reid/10_data.ipynb #c007
@@ -43,14 +45,14 @@ class DataWarning(UserWarning): "A dataset was loaded, but not all of it or not 
 # %% ../nbs/reid/10_data.ipynb #c013
 class ReIDDataset:
     "Records in a table; their pixels come on demand. Readers subclass it and write `images`."
-    factors = None # a data frame with a row a record where the true factors are known
-    published = None # `sysu`, `regdb` or `llcm` where the dataset has a published protocol
+    factors: pd.DataFrame|None = None # a data frame with a row a record where the true factors are known
+    published: str|None = None # `sysu`, `regdb` or `llcm` where the dataset has a published protocol
     def __init__(self,
         name: str, # in results
         image_size: tuple, # `(height, width)` of what `images` gives
         records: pd.DataFrame, # a row an image: identity, camera, modality, split and whatever else is known
         protocol: Protocol = Protocol(), # how it is evaluated by default
-        notes: list = (), # sentences on what was dropped or is odd; each is also a `DataWarning`
+        notes: Iterable[str] = (), # sentences on what was dropped or is odd; each is also a `DataWarning`
     ):
         types = dict(identity=np.int64, camera=np.int64, modality=np.int8)
         self.name, self.image_size, self.protocol, self.notes = name, tuple(image_size), protocol, list(notes)
@@ -60,7 +62,7 @@ class ReIDDataset:
     def __len__(self): return len(self.records)
 
     def images(self,
-        indices, # rows of `records`
+        indices: ArrayLike, # rows of `records`
         draw: int = 0, # which drawing of the views; a set of fixed images ignores it
     ) -> torch.Tensor: # `(B, 3, H, W)`, uint8; a function of (seed, draw, index), whatever else is in the batch
         "The pixels of these records."
@@ -92,8 +94,8 @@ def read_image(
     "Decode one image; raises `InputError` that names the file. Grey of more than 8 bits is stretched from its minimum to its maximum."
     try:
         if Path(path).stat().st_size == 0: raise InputError(f"{path}: empty file")
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image) # as every viewer shows it
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened) # as every viewer shows it
             if image.mode[0] in "IF": image = _stretch(image)
             return np.asarray(image.convert(mode))
     except FileNotFoundError: raise InputError(f"{path}: missing") from None
@@ -201,7 +203,7 @@ def grey(
     image: np.ndarray, # uint8, `(H, W, 3)` or `(H, W)`
 ) -> np.ndarray: # float32 `(H, W)`, 0 to 255
     "Luma after ITU-R BT.601."
-    return image.astype(np.float32) if image.ndim == 2 else np.round(image @ np.float32([.299, .587, .114]))
+    return image.astype(np.float32) if image.ndim == 2 else np.round(image @ np.array([.299, .587, .114], np.float32))
 
 # %% ../nbs/reid/10_data.ipynb #c035
 def grid_windows(
@@ -665,7 +667,7 @@ def parse_spec(
 def load_dataset(
     spec: str, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR` or `llcm:DIR`
     *,
-    image_size=None, # `(H, W)` or a number; None for what the reader takes by default
+    image_size: int|Sequence[int]|None = None, # `(H, W)` or a number; None for what the reader takes by default
     seed: int = 0, # of views, of drawn people and of drawn splits
     **options, # of the reader
 ) -> ReIDDataset:

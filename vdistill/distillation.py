@@ -6,6 +6,7 @@
 __all__ = ['vsd_loss', 'vml_loss', 'vcd_loss', 'VariationalDistillation', 'released_loss', 'ReleasedDistillation']
 
 # %% ../nbs/information/03_distillation.ipynb #c002
+from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from .core import InputError
@@ -62,14 +63,14 @@ class VariationalDistillation(nn.Module):
         if bad := {k: w for k, w in dict(self.weights, beta=beta).items() if not w >= 0}: raise InputError(f"weights must be 0 or positive, got {bad}")
 
     def forward(self,
-        specific=(), # pairs of logits `(v, z)`, one for each modality-specific branch (or the only branch)
-        shared=None, # `((v1, z1), (v2, z2))`, the shared branch on two views, row by row the same thing; None: no second view
-        labels=None, # not needed; in the signature for the regularisers that do
-    ) -> dict: # `vsd`, `vcd`, `vml` unweighted, in nats, 0 where switched off or not given; `total` weighted
+        specific: Sequence = (), # pairs of logits `(v, z)`, one for each modality-specific branch (or the only branch)
+        shared: Sequence|None = None, # `((v1, z1), (v2, z2))`, the shared branch on two views, row by row the same thing; None: no second view
+        labels: Tensor|None = None, # not needed; in the signature for the regularisers that do
+    ) -> dict[str, Tensor]: # `vsd`, `vcd`, `vml` unweighted, in nats, 0 where switched off or not given; `total` weighted
         "All terms of one batch."
         pairs = _pairs(specific, shared)
-        terms = dict.fromkeys(self.weights, torch.zeros((), device=pairs[0][1].device))
-        teach = dict(temperature=self.temperature, detach=self.detach)
+        terms: dict = dict.fromkeys(self.weights, torch.zeros((), device=pairs[0][1].device))
+        teach: dict = dict(temperature=self.temperature, detach=self.detach)
         if self.weights["vsd"] and len(specific): terms["vsd"] = sum(vsd_loss(v, z, **teach) for v, z in specific)
         if shared is not None:
             (v1, z1), (v2, z2) = shared

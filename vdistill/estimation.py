@@ -11,11 +11,13 @@ __all__ = ['CRITICS', 'PASSES', 'STAGES', 'Task', 'correlation_for', 'correlated
 
 # %% ../nbs/information/05_estimation.ipynb #c002
 import copy, dataclasses, inspect, math, warnings
+from collections.abc import Iterable
 from typing import Callable, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from . import bounds
@@ -34,7 +36,7 @@ class Task(NamedTuple):
     def sample(self,
         n: int, # pairs
         seed: int = 0,
-    ) -> tuple: # x `(n, dx)`, y `(n, dy)`
+    ) -> tuple[Tensor, Tensor]: # x `(n, dx)`, y `(n, dy)`
         "Draw pairs."
         return self.draw(n, generator("task", self.name, seed=seed))
 
@@ -245,14 +247,14 @@ def build_critic(
     with seeded("critic", seed=seed): return CRITICS[critic](x_features, y_features, **options)
 
 def estimate_mi(
-    x, # `(N, dx)` or `(N,)` array, tensor or data frame
-    y, # `(N, dy)` or `(N,)`, row by row with x
+    x: ArrayLike|Tensor, # `(N, dx)` or `(N,)` array, tensor or data frame
+    y: ArrayLike|Tensor, # `(N, dy)` or `(N,)`, row by row with x
     bound: str = "ml_cpc", # or cpc, nwj, dv, mine, js, smile
     critic: str = "joint", # or separable (much quicker), bilinear, hypersphere
     alpha: float|None = None, # of cpc and ml_cpc; default: 1 for cpc, the floor for ml_cpc (in a batch a bound that is checked, not proven)
     *,
     clip: float = 5., # of smile
-    seeds=(0, 1, 2), # initial weights, batches and splits
+    seeds: int|Iterable[int] = (0, 1, 2), # initial weights, batches and splits
     batch: int = 128, steps: int = 4000, learning_rate: float = 5e-4, check: int = 100, patience: int = 8, device: str = "cpu", # see `Plan`
     progress: bool = False,
     **options, # of the critic: hidden, layers, …

@@ -9,9 +9,11 @@ __all__ = ['Table', 'marginal', 'as_table', 'conditional', 'extend', 'random_dis
 
 # %% ../nbs/information/01_information.ipynb #c002
 import itertools, math
+from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 from .core import InputError
 
@@ -95,7 +97,7 @@ def extend(
 def random_distribution(
     *shape: int, # the last axis sums to one: `(3,)` is p(y), `(3, 8)` is p(v | y)
     scale: float = 1.0, # how uneven: 0 is uniform, 5 nearly deterministic
-    generator: torch.Generator = None, # the randomness
+    generator: torch.Generator|None = None, # the randomness; None: torch's global stream
 ) -> np.ndarray: # float64
     "Random probabilities: a softmax of Gaussian noise."
     noise = torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -103,10 +105,10 @@ def random_distribution(
 
 # %% ../nbs/information/01_information.ipynb #c015
 def entropy(
-    table, # a `Table`, or an array of probabilities
-    axes=None, # the variables, by name or position; None: all
-    given=(), # the variables that are known
-): # nats
+    table: Table|ArrayLike|Tensor, # a `Table`, or an array of probabilities
+    axes: str|int|Iterable|None = None, # the variables, by name or position; None: all
+    given: str|int|Iterable = (), # the variables that are known
+): # nats; a float, or of a tensor a tensor
     "H(axes | given) of an exact table."
     table = as_table(table)
     known = set(table.axes(given))
@@ -120,11 +122,11 @@ def _joint_entropy(table, keep):
 
 # %% ../nbs/information/01_information.ipynb #c019
 def mutual_information(
-    joint, # a `Table`, or an array of probabilities
-    a, # one variable or several, by name or position
-    b, # one variable or several
-    given=(), # the variables that are known
-): # nats
+    joint: Table|ArrayLike|Tensor, # a `Table`, or an array of probabilities
+    a: str|int|Iterable, # one variable or several, by name or position
+    b: str|int|Iterable, # one variable or several
+    given: str|int|Iterable = (), # the variables that are known
+): # nats; a float, or of a tensor a tensor
     "I(a; b | given) of an exact table."
     joint = as_table(joint)
     a, b, c = (set(joint.axes(x)) for x in (a, b, given))

@@ -8,8 +8,11 @@ __all__ = ['DIRECTIONS', 'SYSU_CAMERAS', 'ProtocolScores', 'camera_groups', 'see
 
 # %% ../nbs/reid/15b_protocols.ipynb #c003
 import random, time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 from .core import InputError
 from .reranking import rerank, rerank_densely
 from .retrieval import RetrievalScores, as_features, as_identities, check_conventions, pairwise_distances, retrieval_scores
@@ -42,7 +45,8 @@ class ProtocolScores:
         "Eq. (1); `valid_queries` is the fewest of any trial."
         length = max(len(t.cmc) for t in self.trials)
         cmc = np.mean([np.pad(t.cmc, (0, length - len(t.cmc)), mode="edge") for t in self.trials], axis=0)
-        return RetrievalScores(cmc, *(float(np.mean([getattr(t, s) for t in self.trials])) for s in ("mean_ap", "mean_inp")), min(self.valid_queries))
+        average = lambda score: float(np.mean([getattr(t, score) for t in self.trials]))
+        return RetrievalScores(cmc, average("mean_ap"), average("mean_inp"), min(self.valid_queries))
 
     def rows(self,
         feature: str = "feature", # its name
@@ -160,13 +164,13 @@ def _sysu_words(mode, shots, draw, galleries, ids, cameras, rules):
             f"{_mean_of(len(galleries))} by {drawn}; queries of camera 3 do not see camera 2; {rules}")
 
 def sysu_scores(
-    query_features, # `(Q, D)` all infrared test images
-    query_ids, # `(Q,)`
-    query_cameras, # `(Q,)` 3 or 6
-    gallery_features, # `(G, D)` all visible test images, within an identity and camera in the order of their file names
-    gallery_ids, # `(G,)`
-    gallery_cameras, # `(G,)` 1, 2, 4 or 5
-    permutations, # as for `sysu_galleries`
+    query_features: Tensor|np.ndarray, # `(Q, D)` all infrared test images
+    query_ids: ArrayLike|Tensor, # `(Q,)`
+    query_cameras: ArrayLike|Tensor, # `(Q,)` 3 or 6
+    gallery_features: Tensor|np.ndarray, # `(G, D)` all visible test images, within an identity and camera in the order of their file names
+    gallery_ids: ArrayLike|Tensor, # `(G,)`
+    gallery_cameras: ArrayLike|Tensor, # `(G,)` 1, 2, 4 or 5
+    permutations: dict|None, # as for `sysu_galleries`
     *,
     mode: str = "all", # or `indoor`
     shots: int = 1, # or 10
@@ -193,19 +197,21 @@ def sysu_scores(
 
 # %% ../nbs/reid/15b_protocols.ipynb #c023
 def regdb_scores(
-    trials, # iterable of (visible_features, visible_ids, infrared_features, infrared_ids), one a trial, each from its own model
+    trials: Iterable[Sequence], # of (visible_features, visible_ids, infrared_features, infrared_ids), one a trial, each from its own model
     *,
     cmc: str = "image", # or `identity`
     ap: str = "rectangle", # or `trapezoid`
     metric: str = "cosine", # or `euclidean`
     reranking: tuple|None = None, # (k1, k2, lambda_value): re-rank, and say so
     device=None, # where distances are computed; default: CUDA where there is one
-) -> dict: # {direction: `ProtocolScores`}
+) -> dict[str, ProtocolScores]: # a direction each
     "RegDB (Nguyen et al., 2017), both directions; published numbers are means of ten trials."
-    rules, scores, shapes = _check_rules(cmc, ap, reranking), {d: [] for d in DIRECTIONS}, {d: [] for d in DIRECTIONS}
+    rules = _check_rules(cmc, ap, reranking)
+    scores: dict[str, list] = {d: [] for d in DIRECTIONS}
+    shapes: dict[str, list] = {d: [] for d in DIRECTIONS}
     for trial in trials:
         if len(trial) != 4: raise InputError(f"a trial of RegDB is (visible_features, visible_ids, infrared_features, infrared_ids); this one has {len(trial)} parts")
-        v, i = (_side(*trial[k:k + 2], None, name)[:2] for k, name in ((0, "visible"), (2, "infrared")))
+        v, i = (_side(trial[k], trial[k + 1], None, name)[:2] for k, name in ((0, "visible"), (2, "infrared")))
         for direction, query, gallery in ((DIRECTIONS[0], i, v), (DIRECTIONS[1], v, i)):
             scores[direction] += _score_trials(query, gallery, [np.arange(len(gallery[1]))], lambda rows: None, rules, metric, reranking, device)
             shapes[direction].append((len(query[1]), len(gallery[1]), len(np.unique(gallery[1]))))
@@ -220,12 +226,12 @@ def _regdb_result(direction, scores, shapes, rules):
 
 # %% ../nbs/reid/15b_protocols.ipynb #c026
 def llcm_scores(
-    visible_features, # `(V, D)` all visible test images, within an identity and camera in the order of their file names
-    visible_ids, # `(V,)`
-    visible_cameras, # `(V,)` 1 to 9
-    infrared_features, # `(I, D)` all near-infrared test images, in the same order
-    infrared_ids, # `(I,)`
-    infrared_cameras, # `(I,)` 1 to 9
+    visible_features: Tensor|np.ndarray, # `(V, D)` all visible test images, within an identity and camera in the order of their file names
+    visible_ids: ArrayLike|Tensor, # `(V,)`
+    visible_cameras: ArrayLike|Tensor, # `(V,)` 1 to 9
+    infrared_features: Tensor|np.ndarray, # `(I, D)` all near-infrared test images, in the same order
+    infrared_ids: ArrayLike|Tensor, # `(I,)`
+    infrared_cameras: ArrayLike|Tensor, # `(I,)` 1 to 9
     *,
     trials: int = 10,
     cmc: str = "identity", # or `image`
@@ -233,7 +239,7 @@ def llcm_scores(
     metric: str = "cosine", # or `euclidean`
     reranking: tuple|None = None, # (k1, k2, lambda_value): re-rank each trial, and say so
     device=None, # where distances are computed; default: CUDA where there is one
-) -> dict: # {direction: `ProtocolScores`}
+) -> dict[str, ProtocolScores]: # a direction each
     "LLCM (Zhang and Wang, CVPR 2023), both directions: every image of one modality searches one image of each identity and camera of the other."
     if trials < 1: raise InputError(f"{trials} trials; at least 1")
     rules, words = _check_rules(cmc, ap, reranking), _rules_in_words(cmc, ap, metric, reranking)

@@ -113,8 +113,8 @@ def _jaccard(V, queries): # eq. (4), queries against gallery
 # %% ../nbs/reid/15c_reranking.ipynb #c016
 @torch.no_grad()
 def rerank(
-    query_features, # `(Q, D)`, on any device
-    gallery_features, # `(G, D)`
+    query_features: Tensor|np.ndarray, # `(Q, D)`, on any device
+    gallery_features: Tensor|np.ndarray, # `(G, D)`
     k1: int = 20, # neighbours that must answer the choice
     k2: int = 6, # codes that are averaged; 1: none
     lambda_value: float = .3, # share of the old distance, 0..1

@@ -10,6 +10,7 @@ __all__ = ['CONVENTIONS', 'pairwise_distances', 'as_features', 'RetrievalScores'
 from dataclasses import dataclass
 import numpy as np, torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 from .core import InputError
 
@@ -162,11 +163,11 @@ def check_conventions(**chosen): # by name
 
 @torch.no_grad()
 def retrieval_scores(
-    distances, # `(Q, G)`, finite; tensor (any device) or array
-    query_ids, # `(Q,)` whole numbers or strings
-    gallery_ids, # `(G,)`
+    distances: Tensor|np.ndarray, # `(Q, G)`, finite; tensor (any device) or array
+    query_ids: ArrayLike|Tensor, # `(Q,)` whole numbers or strings
+    gallery_ids: ArrayLike|Tensor, # `(G,)`
     *,
-    exclude=None, # `(Q, G)` bool, True: this pair does not count
+    exclude: Tensor|np.ndarray|None = None, # `(Q, G)` bool, True: this pair does not count
     cmc: str = "image", # ranks count `image`s or, SYSU-MM01's rule, `identity`s
     ap: str = "rectangle", # area under precision and recall: `rectangle`, eq. (2), or `trapezoid`, eq. (2b)
 ) -> RetrievalScores: # fractions in 0..1
@@ -183,9 +184,9 @@ def retrieval_scores(
         precision = _average_precision(n, c) if ap == "rectangle" else _trapezoid_precision(rows, near[block], n, c)
         parts.append((c[:, 0] > 0, first, precision, _inverse_negative_penalty(n, c)))
     ranks = d.shape[1] if cmc == "image" else len(g_codes.unique())
-    return _averaged(*(torch.cat(p).cpu().numpy() for p in zip(*parts)), ranks)
+    return _averaged(*(torch.cat(p).cpu().numpy() for p in zip(*parts)), ranks=ranks)
 
-def _averaged(valid, first, ap, inp, ranks): # over the valid queries
+def _averaged(valid, first, ap, inp, *, ranks): # over the valid queries
     if not valid.any(): raise InputError(f"none of the {len(valid)} queries has a match that counts in the gallery; check the identities of both sides and what is excluded")
     curve = np.bincount(first[valid], minlength=ranks + 1)[1:].cumsum() / valid.sum()
     return RetrievalScores(curve, float(ap[valid].mean()), float(inp[valid].mean()), int(valid.sum()),

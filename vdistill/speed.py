@@ -127,7 +127,8 @@ def layer_costs(
         if isinstance(module, (*PRODUCTS, *NORMS, *POOLS)):
             hooks.append(module.register_forward_hook(lambda m, inputs, out, name=name: rows.append((name, type(m).__name__, *_cost(m, inputs[0], out)))))
     try: function()
-    finally: [h.remove() for h in hooks]
+    finally:
+        for h in hooks: h.remove()
     return pd.DataFrame(rows, columns=["layer", "kind", "kernels", "numbers", "flops"])
 
 # %% ../nbs/looking/24c_speed.ipynb #c014
@@ -472,7 +473,8 @@ def named_front(step):
     def leave(*_): entered.pop().__exit__(None, None, None)
     hooks = step.model.front.register_forward_pre_hook(enter), step.model.front.register_forward_hook(leave)
     try: yield
-    finally: [h.remove() for h in hooks]
+    finally:
+        for h in hooks: h.remove()
 
 def profile_step(
     step: Step,
@@ -605,7 +607,7 @@ def recipe_rows(
     roof: Roofline, # of the device
     device: torch.device,
     quick: bool = False, # less time
-) -> list: # rows, and what they say about the goals: name -> value
+) -> tuple[list, dict]: # rows, and what they say about the goals: name -> value
     "Step, floor, shares and whole loop of a recipe."
     gpu, say = device.type == "cuda", "the loop-style step"
     config = speed_config(recipe, device, not gpu)

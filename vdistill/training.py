@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'rate', 'pick_device', 'make_optimizer', 'build_model', 'start_from', 'build_regulariser', 'autocast',
-           'Embedder', 'compiled', 'Trainer', 'start_run', 'read_config', 'write_csv', 'load_run']
+           'Embedder', 'compiled', 'Trainer', 'start_run', 'read_config', 'write_csv', 'load_run', 'TrainConfig',
+           'configure']
 
 # %% ../nbs/reid/16_training.ipynb #c002
 import dataclasses, itertools, math, time, warnings
@@ -22,12 +23,15 @@ from .cache import Pixels
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .config import METHODS, TrainConfig, configure, read_yaml
 from .core import InputError, atomic_path, generator, seeded
-from .data import load_dataset
+from .data import ReIDDataset, load_dataset
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
 from .guard import FolderLock, Interrupted, Signals, Watch, gpu_failed, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
 from .objective import REGULARISERS, objective
 from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, lost_contact, OwnRows, own_device, own_part, settle, spread, synchronised, world
+
+# %% ../nbs/reid/16_training.ipynb #c002b
+_all_ = ["TrainConfig", "configure"] # of `vdistill.config`, where people look for them
 
 # %% ../nbs/reid/16_training.ipynb #c006
 def rate(
@@ -168,8 +172,8 @@ class Trainer:
     "Trains one configuration; writes into `run_dir` where one is given."
     def __init__(self,
         config: TrainConfig,
-        run_dir=None, # folder of the run; None keeps everything in memory
-        dataset=None, # an open dataset; default: the one of `config.dataset`
+        run_dir: str|Path|None = None, # folder of the run; None keeps everything in memory
+        dataset: ReIDDataset|None = None, # an open dataset; default: the one of `config.dataset`
         progress: bool = False, # show a bar
     ):
         self.dataset = dataset if dataset is not None else load_dataset(config.dataset, seed=config.seed, **config.data)
@@ -343,10 +347,10 @@ class Trainer:
 
     @classmethod
     def resume(cls,
-        run_dir, # folder of a run that was cut off
+        run_dir: str|Path, # folder of a run that was cut off
         progress: bool = False,
-        dataset=None, # an open dataset; default: the one of the configuration
-    ):
+        dataset: ReIDDataset|None = None, # an open dataset; default: the one of the configuration
+    ) -> "Trainer":
         "Go on after the last state of a run; `fit()` then finishes it."
         config, run_dir = read_config(run_dir), Path(run_dir)
         state, weights = or_previous(_last_state, run_dir) if (run_dir/STATE).exists() or (run_dir/PREVIOUS).is_dir() else (None, None)
