@@ -8,11 +8,12 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 # Notebooks run two at a time on one thread each; spinning threads would take the other's core.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: help demo test test-slow test-browser fresh lab docs bench clean check notebooks pytest
+.PHONY: help demo test test-slow test-browser install-check fresh lab docs bench clean check notebooks pytest
 help:
 	@echo "make demo     train, evaluate and draw on the embedded synthetic set (3 minutes on 2 cores)"
 	@echo "make test     notebooks clean, library and README in sync, every chapter runs, pytest"
 	@echo "make test-browser  JupyterLab and the site in a real browser"
+	@echo "make install-check  build, install into an empty environment, run the demo there"
 	@echo "make fresh    run the notebooks whose outputs are older than their code"
 	@echo "make lab      open JupyterLab at the chapters"
 	@echo "make docs     build the documentation site into _docs/"
@@ -43,6 +44,9 @@ test-slow: $(VENV)/.installed-dev
 test-browser: $(VENV)/.installed-browser
 	@$(foreach b,chromium chromium-browser google-chrome,command -v $(b) >/dev/null ||) { echo "Installing Chromium ..."; apt-get install -y -qq chromium >/dev/null || { echo "make: no Chromium found; install one (Debian: apt-get install chromium)"; exit 2; }; }
 	@$(BIN)/python -m pytest -m browser
+
+install-check: $(VENV)/.installed-dev
+	@$(BIN)/python tools/check_install.py
 
 lab: $(VENV)/.installed-notebook
 	@$(BIN)/vdistill lab

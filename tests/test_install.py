@@ -3,6 +3,7 @@ import configparser, hashlib, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 import pytest
 from check_install import ROOT, build, commands, install, modules, oldest, requirements, unpack, use
+from vdistill.lab import lay_out
 
 def contents(archive): return {n: hashlib.sha256(archive.read(n)).hexdigest() for n in archive.namelist()}
 
@@ -12,7 +13,7 @@ def built(tmp_path_factory): return build(tmp_path_factory.mktemp("built"))
 def test_wheel_holds_the_package_and_nothing_else(built):
     wheel = zipfile.ZipFile(built[1])
     found = set(wheel.namelist())
-    package = {str(p.relative_to(ROOT)) for p in (ROOT/"vdistill").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    package = {str(p.relative_to(ROOT)) for p in (ROOT/"vdistill").rglob("*") if p.is_file() and "__pycache__" not in p.parts} | {"vdistill/chapters.zip"}
     assert {n for n in found if n.startswith("vdistill/")} == package
     assert {"vdistill/py.typed", "vdistill/training.py", "vdistill/recipes/csv.yaml"} <= package
     about = {n.partition("/")[2] for n in found - package}
@@ -20,6 +21,15 @@ def test_wheel_holds_the_package_and_nothing_else(built):
     assert not [n for n in found if n.endswith(".ipynb") or "test" in n]
     licence = next(n for n in found if n.endswith("licenses/LICENSE"))
     assert wheel.read(licence) == (ROOT/"LICENSE").read_bytes()
+
+def test_the_notebooks_come_along(built, tmp_path):
+    "In one archive, from which `vdistill lab` lays them out with what they read; no checkpoint of JupyterLab, and not the site's own settings."
+    unpack(built[1], tmp_path)
+    lay_out(tmp_path/"mine", tmp_path/"vdistill"/"chapters.zip")
+    found = {p.relative_to(tmp_path/"mine").as_posix() for p in (tmp_path/"mine").rglob("*") if p.is_file()}
+    here = {p.relative_to(ROOT).as_posix() for folder, pattern in (("nbs", "*.ipynb"), ("data", "*.csv")) for p in (ROOT/folder).rglob(pattern) if ".ipynb_checkpoints" not in p.parts}
+    assert here <= found and {"nbs/start.ipynb", "nbs/images/demo_kl.png", "data/README.md"} <= found
+    assert {Path(n).suffix for n in found} <= {".ipynb", ".csv", ".md", ".yaml", ".png", ".svg", ".json", ".npz"} and all((ROOT/n).read_bytes() == (tmp_path/"mine"/n).read_bytes() for n in found)
 
 def test_metadata_is_that_of_settings(built):
     wheel = zipfile.ZipFile(built[1])
@@ -38,7 +48,7 @@ def test_sdist_builds_the_same_wheel(built, tmp_path):
         names = {n.partition("/")[2] for n in sdist.getnames()}
         sdist.extractall(tmp_path, filter="data")
     assert {"settings.ini", "setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
-    assert not [n for n in names if n.endswith(".ipynb") or n.startswith(("tests", "data", "nbs"))]
+    assert not [n for n in names if n.startswith("tests") or "checkpoints" in n]
     again = build(tmp_path/"again", next(p for p in tmp_path.iterdir() if p.is_dir() and p.name.startswith("vdistill-")))
     assert contents(zipfile.ZipFile(again[1])) == contents(zipfile.ZipFile(built[1]))
 
