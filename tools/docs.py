@@ -190,6 +190,7 @@ class Site:
             front, body = re.match(r"(---\n.*?\n---\n)(.*)", file.read_text(encoding="utf-8"), re.S).groups()
             front = re.sub(r"^description:.*$", lambda _: f"description: {json.dumps(page.subtitle, ensure_ascii=False)}", front, flags=re.M)
             lead = f"\n::: {{.leads}}\n[chapter: {page.title}](/{page.name}) · [source](/source/{module}.qmd)\n:::\n"
+            body = re.sub(r"^```python$", "```{.python .signature}", body, flags=re.M)
             write(file, front + lead + re.sub(r"\{#(\S+)\}\n\n\[source\]\(\S+\)\{\.source-link\}", lambda m: f"{{#{m[1]}}}\n\n{self.whence(m[1], module, page)}", body))
         rows = [f"| [{self.package}.{m}](/api/{m}.qmd) | {page.subtitle.replace('|', '/')} | [{page.title}](/{page.name}) |" for m, page in sorted(self.modules.items())]
         write(self.proc/"api/index.qmd", "---\ntitle: API\ndescription: Every public name, module by module. Results are in nats, logits are `(B, C)`.\n---\n\n| module | what it holds | chapter |\n|---|---|---|\n" + "\n".join(rows) + "\n")
