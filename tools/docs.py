@@ -11,6 +11,14 @@ import check_site, site_libs
 PAGES = (".ipynb", ".md", ".qmd")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
+# section of the sidebar: what its reader wants, and where to begin
+READERS = {
+    "Theory": ("What the three losses are, equation by equation, and which claims survive exact systems.", "information/03_distillation.ipynb", "information/03b_claims.ipynb"),
+    "Practice on a Re-ID set": ("From a folder of visible and infrared images to a trained network, its scores and its failures.", "cli/30_cli.ipynb", "reid/10b_archives.ipynb", "reid/16_training.ipynb"),
+    "Estimation": ("Mutual information in nats: which numbers are bounds, of what, and when not to believe them.", "information/04_bounds.ipynb", "information/05_estimation.ipynb"),
+    "Experiments": ("One question a page, with seeds, intervals and negative results.", "experiments/does_it_help.ipynb", "experiments/can_z_pass_v.ipynb"),
+    "Looking up": ("Every picture, every public name, speeds, and what changed.", "looking/20_plots.ipynb", "looking/24_benchmark.ipynb"),
+}
 
 # ---------------------------------------------------------------- a notebook becomes a page
 
@@ -104,8 +112,10 @@ class Page:
         links = ([f"[API](/api/{self.module}.qmd)", f"[source](/source/{self.module}.qmd)"] if self.module in site.modules else []) + [f'`<a href="{back}notebooks/{self.name}" download>this chapter as a notebook</a>`{{=html}}']
         front = f"---\ntitle: {json.dumps(self.title, ensure_ascii=False)}\n" + (f"description: {json.dumps(self.subtitle, ensure_ascii=False)}\n" if self.subtitle else "") + "---\n"
         first = [{"cell_type": "raw", "metadata": {}, "source": front}, {"cell_type": "markdown", "metadata": {}, "source": above or f"::: {{.leads}}\n{' · '.join(links)}\n:::"}]
+        relink = lambda text: re.sub(r"(\]\()((?:[^()\s]|\([^()\s]*\))+)", lambda m: m[1] + site.bring(m[2], self.name), text)
         for cell in self.cells:
-            if cell["cell_type"] == "markdown": cell["source"] = re.sub(r"(\]\()([^)\s]+)", lambda m: m[1] + site.bring(m[2], self.name), cell["source"])
+            if cell["cell_type"] == "markdown": cell["source"] = relink(cell["source"])
+            for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})): data["text/markdown"] = relink(text_of(data["text/markdown"]))
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         write(site.proc/self.name, json.dumps({"cells": first + self.cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}, ensure_ascii=False))
 
@@ -145,14 +155,17 @@ class Site:
             write(self.proc/name, file.read_text(encoding="utf-8"))
 
     def cards(self):
-        "The way in, on the first page: a card for each kind of reader, from the sidebar's sections."
+        "The way in, on the first page: a card for each kind of reader, from the sidebar's sections and the sentences in READERS."
         titles = {str(page.name): page.title for page in self.chapters}
         cards = []
         for section in self.settings["website"]["sidebar"]["contents"]:
             if not isinstance(section, dict) or "contents" not in section: continue
             pages = [p for p in section["contents"] if isinstance(p, str) and p in titles]
-            links = [f"[{titles[p].strip('`')}](/{p})" for p in pages[:5]] + ([f"and {len(pages) - 5} more"] if len(pages) > 5 else [])
-            cards.append(f"::: {{.card-entry}}\n**[{section['section']}](/{pages[0]})**\n\n{' · '.join(links)}\n:::\n") if pages else None
+            if not pages: continue
+            more = READERS.get(section["section"], ("", pages[0]))
+            links = [f"[{titles[p].strip('`')}](/{p})" for p in more[1:] if p in titles]
+            cards.append(f"::: {{.card-entry}}\n**[{section['section']}](/{pages[0]})**\n\n{more[0]}\n\n{' · '.join(links)} · {len(pages)} chapters\n:::\n")
+        if "claims_and_evidence.ipynb" in titles: cards.append("::: {.card-entry}\n**[Claims and evidence](/claims_and_evidence.ipynb)**\n\nEach claim of the two papers: how it was checked, what came out, what nobody has measured yet.\n:::\n")
         return "::: {.cards}\n" + "\n".join(cards) + ":::\n"
 
     def gallery(self):
@@ -220,7 +233,7 @@ def thumbnail(data, folder, stem, width=520):
     if "image/png" not in data:
         (folder/f"{stem}.svg").write_text(text_of(data["image/svg+xml"]), encoding="utf-8")
         return f"{stem}.svg"
-    picture = Image.open(io.BytesIO(b64decode(text_of(data["image/png"])))).convert("RGB")
+    picture = Image.open(io.BytesIO(b64decode(text_of(data["image/png"])))).convert("RGBA")
     picture.thumbnail((width, width))
     picture.save(folder/f"{stem}.webp", quality=82)
     return f"{stem}.webp"
