@@ -35,6 +35,10 @@ def sentence(markdown, last=False):
     found = re.split(r"(?<=[.!?:])\s+(?=[A-ZΑ-Ω$`\"])", plain(prose[-1 if last else 0])) if prose else [""]
     return found[-1 if last else 0][:300]
 
+def unfold(markdown):
+    "Blank lines within <details>, without which its Markdown and mathematics stay as they are typed."
+    return re.sub(r"^([ \t]*)<details>\s*<summary>(.*?)</summary>\s*(.*?)\s*</details>", lambda m: f"\n{m[1]}<details><summary>{m[2]}</summary>\n\n{m[1]}{m[3]}\n\n{m[1]}</details>\n", markdown, flags=re.M | re.S)
+
 def options(source):
     "A code cell in three: Quarto's options (`key: value`), nbdev's directives, and the code below them."
     lines = re.findall(r"^\s*#\|[ \t]*(.*?)[ \t]*$", source, re.M)
@@ -114,7 +118,7 @@ class Page:
         first = [{"cell_type": "raw", "metadata": {}, "source": front}, {"cell_type": "markdown", "metadata": {}, "source": above or f"::: {{.leads}}\n{' · '.join(links)}\n:::"}]
         relink = lambda text: re.sub(r"(\]\()((?:[^()\s]|\([^()\s]*\))+)", lambda m: m[1] + site.bring(m[2], self.name), text)
         for cell in self.cells:
-            if cell["cell_type"] == "markdown": cell["source"] = relink(cell["source"])
+            if cell["cell_type"] == "markdown": cell["source"] = unfold(relink(cell["source"]))
             for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})): data["text/markdown"] = relink(text_of(data["text/markdown"]))
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         write(site.proc/self.name, json.dumps({"cells": first + self.cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}, ensure_ascii=False))
@@ -139,7 +143,7 @@ class Site:
         "A link that leaves nbs/ leads to a copy of its file within the site; a heading is named as renderers name it, not as JupyterLab does."
         if re.match(r"[a-z]+:|/", link): return link
         path, _, anchor = link.partition("#")
-        anchor = re.sub(r"[^\w.-]", "", anchor.lower())
+        anchor = re.sub(r"^[\W\d_]+|[^\w.-]", "", anchor.lower())
         file = (self.nbs/page.parent/path).resolve()
         if not path or not file.is_relative_to(self.root) or file.is_relative_to(self.nbs) or not file.is_file(): return path + (f"#{anchor}" if anchor else "")
         name = f"repository/{file.relative_to(self.root).as_posix()}"
