@@ -37,7 +37,7 @@ def sentence(markdown, last=False):
 
 def unfold(markdown):
     "Blank lines within <details>, without which its Markdown and mathematics stay as they are typed."
-    return re.sub(r"^([ \t]*)<details>\s*<summary>(.*?)</summary>\s*(.*?)\s*</details>", lambda m: f"\n{m[1]}<details><summary>{m[2]}</summary>\n\n{m[1]}{m[3]}\n\n{m[1]}</details>\n", markdown, flags=re.M | re.S)
+    return re.sub(r"([ \t]*)<details>\s*<summary>(.*?)</summary>\s*(.*?)\s*</details>", lambda m: f"\n{m[1]}<details><summary>{m[2]}</summary>\n\n{m[1]}{m[3]}\n\n{m[1]}</details>\n", markdown, flags=re.S)
 
 def options(source):
     "A code cell in three: Quarto's options (`key: value`), nbdev's directives, and the code below them."
@@ -66,9 +66,12 @@ def shown(output, alive):
 
 def widget_scripts(state, depth):
     "The stored state of a page's widgets and what brings it to life. Deferred, so that require.js comes after KaTeX, which would else hide in it."
-    libs = "../"*depth + "site_libs/widgets/"
-    scripts = "".join(f'<script defer src="{libs}{name}"></script>' for name in ("require.js", "embed-amd.js"))
-    return f'<script type="{STATE}">{json.dumps(state).replace("</", "<" + chr(92) + "/")}</script>{scripts}'
+    for model in state["state"].values(): # the manager looks for a description wherever there is a tooltip, and shows nothing where there is none
+        if model["state"].get("tooltip"): model["state"].setdefault("description", "")
+    libs = "../"*depth + "site_libs/widgets"
+    paths = json.dumps({"paths": {"@jupyter-widgets": libs, "@jupyter-widgets/html-manager/dist": libs}}) # where the manager looks for its fonts
+    scripts = "".join(f'<script defer src="{libs}/{name}"></script>' for name in ("require.js", "embed-amd.js"))
+    return f'<script type="{STATE}">{json.dumps(state).replace("</", "<" + chr(92) + "/")}</script><script>window.require = {paths}</script>{scripts}'
 
 class Page:
     "One notebook on its way to the site: its cells as the site shows them, its names and its pictures."
