@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 LOADS = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "audio": "src", "object": "data"}
-CODE = {"code", "pre", "script", "style"}
+CODE, INLINE = {"code", "pre", "script", "style"}, {"a", "b", "code", "em", "i", "mark", "span", "strong", "sub", "sup"}
 
 class Page(HTMLParser):
     "What a page holds: ids, links, what it loads, its text, and what is wrong within it."
@@ -27,6 +27,9 @@ class Page(HTMLParser):
         if given.get(LOADS.get(tag)) and given.get("rel") not in ("canonical", "next", "prev"): self.loads.append(given[LOADS[tag]])
         if tag == "img" and not (given.get("alt") or "").strip(): self.faults.append(f"image without alt text: {given.get('src', '')[:60]}")
         if tag == "table" and not any("table-scroll" in c for _, c, _ in self.open): self.faults.append("table without a scroll of its own")
+        if tag not in INLINE: # a block begins a line
+            self.text.append("\n")
+            self.prose.append("\n")
         if tag not in VOID: self.open.append((tag, given.get("class") or "", given.get("type") or ""))
 
     def handle_endtag(self, tag):
