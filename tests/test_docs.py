@@ -33,6 +33,7 @@ def test_a_whole_site_has_no_fault(tmp_path):
     "<p>see $$x^2$$</p>": "index.html: raw mathematics: see $$x^2$$",
     "<p>see $x_1$ there</p>": "index.html: raw mathematics: see $x_1$ there",
     "<p>\n::: {.note}\n</p>": "index.html: raw division: ::: {.note}",
+    "<p>x {=html}</p>": "index.html: raw attribute: x {=html}",
     "<table><tr><td>1</td></tr></table>": "index.html: table without a scroll of its own",
     '<script src="https://cdn.example.org/x.js"></script>': "index.html: loads from elsewhere: https://cdn.example.org/x.js",
     '<link rel="stylesheet" href="//cdn.example.org/x.css">': "index.html: loads from elsewhere: //cdn.example.org/x.css",
@@ -43,7 +44,7 @@ def test_each_fault_is_found(tmp_path, body, fault):
 
 def test_faults_between_pages_and_in_styles(tmp_path):
     (tmp_path/"s").mkdir()
-    (tmp_path/"s"/"lost.html").write_text("nobody comes here", encoding="utf-8")
+    (tmp_path/"s"/"lost.html").write_text('<a href="index.html">one way</a><a href="lost.html">here</a>', encoding="utf-8")
     faults, _ = site(tmp_path/"s", "", "@import url(https://fonts.example.org/a.css); .table-scroll { color: red; }")
     assert faults == ["styles.css: loads from elsewhere: https://fonts.example.org/a.css", "styles.css: .table-scroll does not scroll", "lost.html: no page leads to it"]
 
@@ -108,7 +109,7 @@ def test_a_small_site_is_whole_without_a_network(project, capsys):
     assert "1&nbsp;±&nbsp;2" in page
     assert "../changelog.html" in page and "../index.html#two-words" in page
     assert "widget-view+json" in page and '"description": ""' in page
-    assert 'download' in page and (project/"_docs/notebooks/part/01_maths.ipynb").exists()
+    assert '<a href="../notebooks/part/01_maths.ipynb" download' in page and (project/"_docs/notebooks/part/01_maths.ipynb").exists()
     api = (project/"_docs/api/maths.html").read_text(encoding="utf-8")
     assert "../part/01_maths.html#def-add" in api and "../source/maths.html#add" in api and "nats" in api and "The sum." in api
     gallery = (project/"_docs/gallery.html").read_text(encoding="utf-8")

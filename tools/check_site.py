@@ -17,7 +17,7 @@ class Page(HTMLParser):
         self.feed(file.read_text(encoding="utf-8"))
         text, prose = "".join(self.text), "".join(self.prose)
         self.faults += [f"raw directive: {line.strip()[:60]}" for line in re.findall(r"^\s*#\|.*", text, re.M)]
-        self.faults += [f"raw {what}: {line.strip()[:60]}" for what, mark in (("mathematics", r"(?:\$\$|\$[^$\n]*[\\_^{][^$\n]*\$)"), ("division", r"^\s*:::")) for line in re.findall(rf".*{mark}.*", prose, re.M)]
+        self.faults += [f"raw {what}: {line.strip()[:60]}" for what, mark in (("mathematics", r"(?:\$\$|\$[^$\n]*[\\_^{][^$\n]*\$)"), ("division", r"^\s*:::"), ("attribute", r"\{=html\}")) for line in re.findall(rf".*{mark}.*", prose, re.M)]
         self.faults += [f"widget {view} has no stored state" for view in self.views if view not in self.models]
 
     def handle_starttag(self, tag, attributes):

@@ -116,7 +116,7 @@ class Page:
     def write(self, site, above=""):
         "The page as a notebook: front matter, what leads on from it, its cells. The notebook itself lies beside it, to be taken home."
         back = "../"*(len(self.name.parts) - 1)
-        links = ([f"[API](/api/{self.module}.qmd)", f"[source](/source/{self.module}.qmd)"] if self.module in site.modules else []) + [f'`<a href="{back}notebooks/{self.name}" download>this chapter as a notebook</a>`{{=html}}']
+        links = ([f"[API](/api/{self.module}.qmd)", f"[source](/source/{self.module}.qmd)"] if self.module in site.modules else []) + [f'<a href="{back}notebooks/{self.name}" download>this chapter as a notebook</a>']
         front = f"---\ntitle: {json.dumps(self.title, ensure_ascii=False)}\n" + (f"description: {json.dumps(self.subtitle, ensure_ascii=False)}\n" if self.subtitle else "") + "---\n"
         first = [{"cell_type": "raw", "metadata": {}, "source": front}, {"cell_type": "markdown", "metadata": {}, "source": above or f"::: {{.leads}}\n{' · '.join(links)}\n:::"}]
         relink = lambda text: re.sub(r"(\]\()((?:[^()\s]|\([^()\s]*\))+)", lambda m: m[1] + site.bring(m[2], self.name), text)
