@@ -68,7 +68,7 @@ TOOLTIP = dict(m1=dict(model_name="ImageModel", state=dict(tooltip="a picture"))
 CHAPTER = [text("# maths\n\n> Adding, and $x^2$."), code("#| default_exp maths"), code("#| hide\nsecret = 1"), code('#| export\ndef add(\n    a: int, # nats\n    b: int = 0,\n) -> int: # nats\n    "The sum."\n    return a + b'),
            text("## A heading: with a colon\n\nThe log is in [changes](../../CHANGELOG.md), the start in [index](../index.ipynb#Two-Words)."), code("draw()", {"image/png": png()}), text("A curve goes up. Then down."),
            code("table", {"text/html": "<table><tr><td>1 ± 2</td></tr></table>", "text/plain": "1"}), code("slider", WIDGET),
-           text("1. Why?\n<details><summary>Hint</summary>Because $a_1 = \\sqrt{2}$.</details>\n\nBack to [above](#A-heading:-with-a-colon), and `add()`.")]
+           text("1. Why?\n<details><summary>Hint</summary>Because $a_1 = \\sqrt{2}$.</details>\n\nBack to [above](#A-heading:-with-a-colon), <a href=\"../index.ipynb\">out</a>, and `add()`.")]
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
@@ -119,6 +119,10 @@ def test_a_small_site_is_whole_without_a_network(project, capsys):
 def test_a_chapter_that_the_sidebar_forgets_is_named(project):
     docs.write(project/"nbs/02_lost.ipynb", json.dumps(dict(cells=[text("# lost\n\n> Nobody leads here."), code("draw()", {"image/png": png()})], metadata={}, nbformat=4, nbformat_minor=5)))
     assert docs.build(project, package="tiny_docs_package") == ["_quarto.yml: 02_lost.ipynb is not in the sidebar"]
+
+def test_a_widget_without_its_state_is_named(project):
+    docs.write(project/"nbs/part/01_maths.ipynb", json.dumps(dict(cells=CHAPTER, metadata={}, nbformat=4, nbformat_minor=5)))
+    assert docs.build(project, package="tiny_docs_package") == ["part/01_maths.html: widget m1 has no stored state"]
 
 def test_a_package_with_another_content_is_refused(project):
     (project/"cache").mkdir()

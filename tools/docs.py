@@ -57,12 +57,10 @@ def alternative(cells, i, heading):
     said = after and not text_of(after["source"]).lstrip().startswith("#") and sentence(text_of(after["source"])) or before and sentence(text_of(before["source"]), last=True)
     return f"{heading}: {said}" if said else heading
 
-def shown(output, alive):
-    "An output as a static page can show it: a widget's view where its state is stored."
-    data = output.get("data", {})
-    if WIDGET in data and data[WIDGET]["model_id"] in alive:
-        return {**output, "data": {"text/html": f'<script type="{WIDGET}">{json.dumps(data[WIDGET])}</script>'}}
-    return {**output, "data": {k: v for k, v in data.items() if k != WIDGET}} if data else output
+def shown(output):
+    "An output as a static page can show it. A widget is only its view: where its state is not stored, the checker says so."
+    view = output.get("data", {}).get(WIDGET)
+    return {**output, "data": {"text/html": f'<script type="{WIDGET}">{json.dumps(view)}</script>'}} if view else output
 
 def widget_scripts(state, depth):
     "The stored state of a page's widgets and what brings it to life. Deferred, so that require.js comes after KaTeX, which would else hide in it."
@@ -81,14 +79,14 @@ class Page:
         cells = notebook["cells"]
         self.title, self.subtitle, cells[0]["source"] = self.head(text_of(cells[0]["source"]))
         state = notebook["metadata"].get("widgets", {}).get(STATE, {})
-        self.alive, heading, self.cells = set(state.get("state", {})), self.title, []
+        heading, self.cells = self.title, []
         for i, cell in enumerate(cells):
             source = text_of(cell["source"])
             if cell["cell_type"] == "markdown":
                 heading = next((plain(line) for line in reversed(source.splitlines()) if line.startswith("#")), heading)
                 self.cells.append({"cell_type": "markdown", "metadata": {}, "source": source})
             elif cell["cell_type"] == "code" and (made := self.code(cells, i, source, heading)): self.cells.append(made)
-        if self.alive: self.cells.append({"cell_type": "markdown", "metadata": {}, "source": f"```{{=html}}\n{widget_scripts(state, len(self.name.parts) - 1)}\n```"})
+        if state: self.cells.append({"cell_type": "markdown", "metadata": {}, "source": f"```{{=html}}\n{widget_scripts(state, len(self.name.parts) - 1)}\n```"})
 
     def head(self, source):
         "Title, subtitle and the rest of the first cell."
@@ -100,7 +98,7 @@ class Page:
         keys, directives, code = options(source)
         exported = re.search(r"^\s*#\|\s*default_exp\s+(\S+)", source, re.M)
         if exported: self.module = exported[1]
-        outputs = [] if "hide_output" in directives else [shown(o, self.alive) for o in cells[i].get("outputs", [])]
+        outputs = [] if "hide_output" in directives else [shown(o) for o in cells[i].get("outputs", [])]
         if directives & {"hide", "default_exp"} or not (code or outputs): return None
         names = defined(code) if directives & {"export", "exporti", "exports"} else []
         images = [o["data"] for o in outputs if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
@@ -119,7 +117,7 @@ class Page:
         links = ([f"[API](/api/{self.module}.qmd)", f"[source](/source/{self.module}.qmd)"] if self.module in site.modules else []) + [f'<a href="{back}notebooks/{self.name}" download>this chapter as a notebook</a>']
         front = f"---\ntitle: {json.dumps(self.title, ensure_ascii=False)}\n" + (f"description: {json.dumps(self.subtitle, ensure_ascii=False)}\n" if self.subtitle else "") + "---\n"
         first = [{"cell_type": "raw", "metadata": {}, "source": front}, {"cell_type": "markdown", "metadata": {}, "source": above or f"::: {{.leads}}\n{' · '.join(links)}\n:::"}]
-        relink = lambda text: re.sub(r"(\]\()((?:[^()\s]|\([^()\s]*\))+)", lambda m: m[1] + site.bring(m[2], self.name), text)
+        relink = lambda text: re.sub(r"(\]\()((?:[^()\s]|\([^()\s]*\))+)", lambda m: m[1] + site.bring(m[2], self.name), re.sub(r'(<a href="[^":]+)\.ipynb', r"\1.html", text))
         for cell in self.cells:
             if cell["cell_type"] == "markdown": cell["source"] = unfold(relink(cell["source"]))
             for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})): data["text/markdown"] = relink(text_of(data["text/markdown"]))
