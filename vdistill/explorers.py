@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALE', 'NAMES', 'SIDES', 'LEFT', 'MOST', 'MAP', 'FACE', 'RIGHT_PANELS', 'epochs', 'features_of', 'features_by_epoch',
-           'sprites', 'picture_buttons', 'in_words', 'differing', 'Canvas', 'RetrievalExplorer', 'align', 'agreement',
-           'chance', 'colour_levels', 'EmbeddingExplorer', 'plot_run', 'Dashboard']
+           'sprites', 'picture_buttons', 'in_words', 'differing', 'Canvas', 'Explorer', 'RetrievalExplorer', 'align',
+           'agreement', 'chance', 'colour_levels', 'EmbeddingExplorer', 'plot_run', 'Dashboard']
 
 # %% ../nbs/looking/22b_explorers.ipynb #c003
 import asyncio, base64, contextlib, functools, hashlib, html, io, signal, threading, time
@@ -102,9 +102,9 @@ def picture_buttons(
     buttons = W.ToggleButtons(options=[(str(v), v) for v in values], tooltips=list(tips), style=dict(button_width=f"{width + 8}px"))
     buttons.add_class(tag)
     rule = f".{tag} button.widget-toggle-button"
-    looks = (f"{rule}{{height:{height + 30}px;padding:{height}px 0 0;border:4px solid #fff;box-sizing:border-box;line-height:20px;font-size:11px;color:#222;box-shadow:none;"
+    looks = (f"{rule}{{height:{height + 42}px;padding:{height + 2}px 0 0;border:4px solid #fff;box-sizing:border-box;line-height:15px;font-size:11px;color:#222;box-shadow:none;white-space:normal;"
              f"background:#fff url({sprites(images, n)}) no-repeat;background-size:{n*width}px {height}px}}"
-             f"{rule}.mod-active{{border-color:#222;font-weight:bold}}{rule}:focus-visible{{outline:3px solid #0072B2}}")
+             f"{rule}.mod-active{{border-color:#222;font-weight:bold}}{rule}:focus-visible{{outline:3px solid #0072B2}}{rule}::after{{display:block}}")
     places = "".join(f"{rule}:nth-child({k + 1}){{background-position:{-k*width}px 0}}" for k in range(n))
     return buttons, W.HTML(f"<style>{looks}{places}</style>")
 
@@ -173,7 +173,7 @@ class Canvas:
         self.words("✓" if right else "✗", x + w - 5, y + h - 12, 12, True, "white", "ma")
 
     def png(self,
-        colours: int = 64, # of a palette, at most 256
+        colours: int = 40, # of a palette, at most 256
     ) -> bytes:
         "The picture in few bytes."
         out = io.BytesIO()
@@ -183,7 +183,14 @@ class Canvas:
 # %% ../nbs/looking/22b_explorers.ipynb #c017
 SIDES = ("query", "gallery")
 
-class RetrievalExplorer(Panel):
+class Explorer(Panel):
+    "A panel of a run."
+    @property
+    def words(self) -> str: return self.alt(self.numbers) # what is shown, in a sentence
+
+    def _repr_mimebundle_(self, **kwargs): return {**self.box._repr_mimebundle_(**kwargs), "text/plain": self.words}
+
+class RetrievalExplorer(Explorer):
     "Choose a query; see the gallery as every feature ranks it, and in which factors the wrong ones differ."
     def __init__(self,
         features: dict, # name of a list -> features of the queries `(Q, d)` and of the gallery `(G, d)`
@@ -288,7 +295,7 @@ class RetrievalExplorer(Panel):
             for image in self.stack.children: image.value = b""
         canvas, self.numbers = self.paint(**self.values)
         self.stack.selected_index, self.image = self.query.index, self.stack.children[self.query.index]
-        self.image.value, self.image.tooltip = canvas.png(), self.alt(self.numbers)
+        self.image.value = canvas.png()
         first = np.stack([scores.first_rank == 1 for _, scores in self.ranked[self.rerank.value].values()])
         rule, said = f".{self.query._dom_classes[0]} button.widget-toggle-button", [f"{first[:, q].sum()} of {len(first)}" for _, q in self.query.options]
         self.marks.value = f"<style>{''.join(f'{rule}:nth-child({k + 1})::after{{content:{words!r}}}' for k, words in enumerate(said))}</style>"
@@ -304,7 +311,7 @@ class RetrievalExplorer(Panel):
         for k, (table, (_, scores)) in enumerate(zip(tables, self.ranked[rerank].values())): self._answer(canvas, k*self.row, table, scores, query)
         return canvas, pd.concat(tables, ignore_index=True)
 
-    def frames(self, control, values, colours=64, **changes): return {value: self.paint(**{**self.values, **changes, control: value})[0].png(colours) for value in values}
+    def frames(self, control, values, colours=40, **changes): return {value: self.paint(**{**self.values, **changes, control: value})[0].png(colours) for value in values}
 
     def _lists(self, figure, **values): # on a figure, for twins
         canvas, table = self.paint(**values)
@@ -343,7 +350,7 @@ def _under(row, known): # the factors below an image
 def _told(table): # in words
     return "; ".join(f"{name}: {part.right.sum()} of the first {len(part)} are right, " + ("none" if not part.right.any() else f"the nearest at rank {part['rank'][part.right].min()}") for name, part in table.groupby("list", sort=False))
 
-# %% ../nbs/looking/22b_explorers.ipynb #c026
+# %% ../nbs/looking/22b_explorers.ipynb #c027
 def align(
     points, # `(N, 2)`
     reference, # `(N, 2)`: the same images
@@ -385,14 +392,14 @@ def colour_levels(
     codes = values.map({name: k for k, name in enumerate(names)}).fillna(len(names)).to_numpy(int)
     return [*map(str, names), "others"][:len(names) + many], codes, [*list(COLOURS.values())[:len(names)], "#c8c8c8"][:len(names) + many]
 
-# %% ../nbs/looking/22b_explorers.ipynb #c027
+# %% ../nbs/looking/22b_explorers.ipynb #c028
 MAP = (520, 420) # of a map, pixels
 FACE = 210 # height of the image beside it
 _MAP_STYLE = ("TAG .map{background:#fff;border:1px solid #ddd} TAG .map text{font:12px sans-serif;fill:#444} TAG .p{stroke:#fff;stroke-width:.7;cursor:pointer;outline:none;transition:opacity .15s}"
               "TAG .p:hover,TAG .p:focus{stroke:#000;stroke-width:2} TAG .legend{background:#fff;color:#222;font:13px sans-serif;width:170px;line-height:22px} TAG .legend span{display:block;cursor:default}"
               "TAG .legend i{display:inline-block;width:13px;height:13px;margin-right:6px;vertical-align:-2px} TAG .legend span:hover{background:#eee} TAG .side{background:#fff;color:#222;font:12px sans-serif;width:190px;line-height:16px;padding:4px}")
 
-class EmbeddingExplorer(Panel):
+class EmbeddingExplorer(Explorer):
     "Maps of features over the epochs, in colours of your choice; an image appears where one points. Works without Python once it is there."
     def __init__(self,
         features: dict, # when, in order -> {name of a feature: `(N, d)`}
@@ -409,7 +416,7 @@ class EmbeddingExplorer(Panel):
         self.points, self.method = self._points(method, seed, progress)
         self.scores = pd.DataFrame([dict(epoch=when, feature=name, of=c, share=agreement(x, codes, nearest), chance=chance(codes)) for when, named in features.items() for name, x in named.items() for c, (_, codes, _) in self.levels.items()])
         controls = dict(epoch=W.SelectionSlider(options=[(str(when), when) for when in features], value=[*features][-1], description="epoch"),
-                        feature=W.ToggleButtons(options=[*self.points], description="feature"), colour=W.Dropdown(options=[*self.about], description="colour"))
+                        feature=W.Dropdown(options=[*self.points], description="feature"), colour=W.Dropdown(options=[*self.about], description="colour"))
         super().__init__(self._scatter, controls, (4, 3.8), _counted)
         tag = _tag(np.asarray(images), str(self.points).encode())
         self.maps, self.paints, side = self._html(tag, np.asarray(images), seed)
@@ -443,7 +450,6 @@ class EmbeddingExplorer(Panel):
     def redraw(self, change=None):
         "The table for the controls as they are; the map follows in the browser, and here."
         self.numbers = self._table(**self.values)
-        self.image.tooltip = self.alt(self.numbers)
         if not hasattr(self, "maps"): return
         for control, stack in [(self.feature, self.maps), (self.colour, self.paints), *((self.epoch, inner) for inner in self.maps.children)]: stack.selected_index = control.index
 
@@ -473,7 +479,7 @@ class EmbeddingExplorer(Panel):
         at = np.round(np.stack([14 + (w - 28)*points[:, 0], 34 + (h - 74)*(1 - points[:, 1])], 1)).astype(int)
         marks = "".join(f'<circle class="p n{i}" tabindex="0" cx="{x}" cy="{y}" r="5"/>' if codes[i] == 0 else f'<path class="p n{i}" tabindex="0" d="M{x} {y - 6}l6 10h-12z"/>' for i in order for x, y in [at[i]])
         head, foot = f"{name}, epoch {when}", f"{self.nearest} nearest, in the full space: {self._said(when, name)}"
-        return f'<svg class="map" width="{w}" height="{h}" role="img" aria-label="{head}; {foot}"><text x="10" y="20" font-weight="bold">{head}</text><text x="{w - 10}" y="20" text-anchor="end">{self.method}; ● visible ▲ infrared</text>{marks}<text x="10" y="{h - 10}">{foot}</text></svg>'
+        return f'<svg class="map" width="{w}" height="{h}" role="img" aria-label="{head}; {foot}"><text x="10" y="20">{head}</text><text x="{w - 10}" y="20" text-anchor="end">{self.method}; ● visible ▲ infrared</text>{marks}<text x="10" y="{h - 10}">{foot}</text></svg>'
 
     def _scatter(self, figure, epoch, feature, colour): # on a figure, for twins
         names, codes, colours = self.levels[colour]
@@ -500,7 +506,7 @@ def _colours(tag, names, codes, colours): # rules for the map, and a legend
 def _faces(tag, images, about, columns=20): # the image of the dot that one points at, or has clicked
     n, _, h, w = images.shape
     width = round(FACE*w/h)
-    words = [", ".join(f"{c.replace('_', ' ')} {v}" for c, v in row.items()) for row in about.assign(modality=np.array(MODALITIES)[about.modality]).to_dict("records")]
+    words = [", ".join(f"{c.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{c.replace('_', ' ')} {v}" for c, v in row.items()) for row in about.assign(modality=np.array(MODALITIES)[about.modality]).to_dict("records")]
     here = [f".{tag}:has(.n{i}:hover),.{tag}:not(:has(.p:hover)):has(.n{i}:focus){{--at:{-(i % columns)*width}px {-(i//columns)*FACE}px;--on:1;--says:{_css(words[i])}}}" for i in range(n)]
     face = f".{tag} .face{{width:{width}px;height:{FACE}px;background:url({sprites(images, columns)}) var(--at,0 0)/{columns*width}px auto;opacity:var(--on,0);image-rendering:pixelated}}.{tag} .says::after{{content:var(--says,'Point at a dot to see its image.')}}"
     return f'<style>{_MAP_STYLE.replace("TAG", "." + tag)}{face}{"".join(here)}</style><div class="side"><div class="face"></div><p class="says"></p></div>'
@@ -509,7 +515,7 @@ def _css(text): return "'" + "".join(c if c.isalnum() or c in " ,.-_:;()" else f
 
 def _counted(table): return f"{len(table)} images: " + ", ".join(f"{n} {level}" for level, n in table.level.value_counts(sort=False).items())
 
-# %% ../nbs/looking/22b_explorers.ipynb #c033
+# %% ../nbs/looking/22b_explorers.ipynb #c034
 RIGHT_PANELS = dict(validation="val_mAP ", losses=("classification", "triplet", "mutual_learning"), rate=("lr",)) # what can stand beside the divergences
 
 def plot_run(
@@ -543,8 +549,8 @@ class _Steps:
 
     def set_postfix(self, **words): pass
 
-# %% ../nbs/looking/22b_explorers.ipynb #c034
-class Dashboard(Panel):
+# %% ../nbs/looking/22b_explorers.ipynb #c035
+class Dashboard(Explorer):
     "Curves of a run while it trains: started, stopped and resumed here, or watched from outside."
     def __init__(self,
         run, # a `Trainer`, or the folder of a run
@@ -570,8 +576,8 @@ class Dashboard(Panel):
     def history(self) -> pd.DataFrame: # a row an epoch
         "Of the trainer, or as it lies in the folder."
         if self.trainer: return pd.DataFrame(self.trainer.history)
-        file = self.folder/"history.csv"
-        return pd.read_csv(file) if file.is_file() else pd.DataFrame()
+        try: return pd.read_csv(self.folder/"history.csv")
+        except (FileNotFoundError, pd.errors.EmptyDataError): return pd.DataFrame() # before the first epoch has ended
 
     @property
     def state(self) -> str:
@@ -646,7 +652,7 @@ class Dashboard(Panel):
         with self._lock:
             self._due = False
             if len(self.history) != len(self.numbers): self.redraw()
-            trainer, self.image.tooltip = self.trainer, self.state
+            trainer = self.trainer
             self.progress.value = len(self.numbers) + (trainer.done/len(trainer.sampler) if trainer and len(self.numbers) < self.config.epochs else 0)
             self.status.value, self.start.disabled, self.halt.disabled = html.escape(self.state), self.running, not self.running
             self.start.description = "Go on" if len(self.numbers) or self.said.startswith("Stopped") else "Start"
