@@ -1578,7 +1578,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vdistill.widgets.Panel._repr_mimebundle_': ( 'looking/widgets.html#panel._repr_mimebundle_',
                                                                                 'vdistill/widgets.py'),
                                   'vdistill.widgets.Panel._settle': ('looking/widgets.html#panel._settle', 'vdistill/widgets.py'),
-                                  'vdistill.widgets.Panel.close': ('looking/widgets.html#panel.close', 'vdistill/widgets.py'),
                                   'vdistill.widgets.Panel.draw': ('looking/widgets.html#panel.draw', 'vdistill/widgets.py'),
                                   'vdistill.widgets.Panel.frames': ('looking/widgets.html#panel.frames', 'vdistill/widgets.py'),
                                   'vdistill.widgets.Panel.redraw': ('looking/widgets.html#panel.redraw', 'vdistill/widgets.py'),

@@ -14,6 +14,7 @@ import numpy as np, pandas as pd
 import torch
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from PIL import Image as Picture
@@ -42,7 +43,9 @@ def png(
         figure.dpi, agg = dpi, FigureCanvasAgg(figure)
         agg.draw() # once; `savefig` draws twice
     figure.set_canvas(canvas); figure.dpi = own_dpi
-    Picture.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB").quantize(colours, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE).save(out, "PNG")
+    picture = Picture.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB").quantize(colours, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE)
+    picture.putpalette([255 if c == 254 else c for c in picture.getpalette()]) # the octree's white is not quite white
+    picture.save(out, "PNG")
     return out.getvalue()
 
 def emptied(
@@ -51,7 +54,7 @@ def emptied(
     "Take out what was drawn; ticks, labels and place stay, which is what takes time to make."
     for ax in axes.values():
         for artist in [*ax.lines, *ax.patches, *ax.collections, *ax.texts, *ax.images]: artist.remove()
-        ax.containers.clear()
+        ax.containers.clear(); ax.relim()
     return axes
 
 class Panel:
@@ -86,10 +89,6 @@ class Panel:
         self.figure.set_layout_engine("none")
         for axis in [axis for ax in self.figure.kept.values() for axis in (ax.xaxis, ax.yaxis)]:
             axis.set_label_coords(*axis.label.get_position(), transform=axis.label.get_transform())
-
-    def close(self):
-        "Take the panel out of the stored state of a notebook."
-        for widget in (self.box, *self.box.children, *self.controls.values()): widget.close()
 
     def draw(self,
         figure, # a subfigure will do
@@ -187,7 +186,7 @@ def _draw_two(axes, **logits):
         middle.annotate(f"{nats:.3f}".replace("-", "−"), (max(nats, 0), k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=11)
         right.bar(at + .2*k - .3, n["gradients"][name], .18, color=colour, hatch=hatch, ec="white")
     top, steep = max(1, max(n["nats"].values())), max(.1, *(abs(g).max() for g in n["gradients"].values()))
-    middle.set(xlim=(min(-.35, n["nats"]["released"])*max(top, 1), 1.3*top), ylim=(3.6, -.6), yticks=range(4), yticklabels=LOSSES, xlabel="nats", title="losses")
+    middle.set(xlim=(1.1*min(-.35, n["nats"]["released"]), 1.35*top), ylim=(3.6, -.6), yticks=range(4), yticklabels=LOSSES, xlabel="nats", title="losses")
     middle.axvline(0, color="#444444", lw=1); middle.grid(axis="x"); middle.grid(False, axis="y")
     right.set(ylim=(-1.1*steep, 1.1*steep), ylabel="nats per unit of logit", title="gradients by q's logits")
     right.axhline(0, color="#444444", lw=1)
@@ -253,7 +252,7 @@ PARTS = {"I(z;y)": ("told and kept", COLOURS["blue"], ""), "I(v;y|z)": ("told, l
 
 def _information(s): return {"I(z;y)": float(s.I("z", "y")), "I(v;y|z)": float(s.I("v", "y", "z")), "I(v;z|y)": float(s.I("v", "z", "y")), "H(v|y,z)": float(s.H("v", "y z")), "I(v;y)": float(s.I("v", "y")), "I(v;z)": float(s.I("v", "z")), "H(v)": float(s.H("v"))}
 
-def _draw_parts(ax, nats):
+def _draw_parts(ax, nats, most): # nats that the axis reaches
     for row, parts in enumerate((PARTS, ("I(z;y)", "I(v;y|z)"), ("I(z;y)", None, "I(v;z|y)"))):
         left = 0
         for part in parts:
@@ -261,7 +260,7 @@ def _draw_parts(ax, nats):
             label, colour, hatch = PARTS[part]
             ax.barh(row, nats[part], left=left, color=colour, hatch=hatch, ec="white", height=.72, label=f"{part}  {label}" if row == 0 else None)
             left += nats[part]
-    ax.set(yticks=range(3), yticklabels=[f"{n}  {nats[n]:.3f}" for n in ("H(v)", "I(v;y)", "I(v;z)")], ylim=(2.5, -.5), xlabel="nats", xlim=(0, None))
+    ax.set(yticks=range(3), yticklabels=[f"{n}  {nats[n]:.3f}" for n in ("H(v)", "I(v;y)", "I(v;z)")], ylim=(2.5, -.5), xlabel="nats", xlim=(0, 1.02*most))
     ax.grid(axis="x"); ax.grid(False, axis="y")
 
 MARKS = {"holds": ("o", COLOURS["green"], COLOURS["green"]), "fails": ("X", COLOURS["vermilion"], COLOURS["vermilion"]), "not asked": ("o", "white", "#888888")}
@@ -279,7 +278,7 @@ def _draw_verdicts(ax, table):
     ax.set_yticks(at, table.index, fontsize=10); ax.xaxis.set_minor_locator(NullLocator()); ax.tick_params(axis="y", length=0)
 
 def _draw_channel(ax, p, given, target):
-    ax.imshow(p, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(p, cmap="Blues", norm=PowerNorm(.5, 0, 1), aspect="auto")
     ax.set(xticks=[], yticks=[], title=f"p({target}|{given})", xlabel=target, ylabel=given); ax.grid(False)
 
 def _draw_bottleneck(axes, noise, compression, seed=0, joint=None):
@@ -289,7 +288,7 @@ def _draw_bottleneck(axes, noise, compression, seed=0, joint=None):
     _draw_channel(axes["x"], joint/joint.sum(1, keepdims=True), "y", "x")
     _draw_channel(axes["v"], _view(joint.shape[1], noise), "x", "v")
     _draw_channel(axes["z"], one.posterior("z", "v")[0].numpy(), "v", "z")
-    _draw_parts(axes["nats"], nats)
+    _draw_parts(axes["nats"], nats, math.log(joint.shape[1]))
     _draw_verdicts(axes["claims"], verdicts)
     _legend(axes["nats"].figure, axes["nats"], ncols=4)
     return dict(nats=nats, verdicts=verdicts)
@@ -309,7 +308,7 @@ def bottleneck_table(
     mosaic = lambda figure: figure.subplot_mosaic([["x", "v", "z", "claims"], ["nats", "nats", "nats", "claims"]], width_ratios=[1, 1, 1, 2.1], height_ratios=[1, 1.1])
     return Panel(lambda axes, **values: _draw_bottleneck(axes, joint=own, **values), controls, (10.5, 7), describe, mosaic)
 
-# %% ../nbs/looking/22_widgets.ipynb #c032
+# %% ../nbs/looking/22_widgets.ipynb #c031
 AIMS = {
     "bottleneck": lambda s, beta: s.I("v", "z") - beta*s.I("z", "y"),
     "distillation": lambda s, beta: s.H("y", "z") + beta*expected(kl, s, "v", "z", detach=True),
@@ -338,7 +337,7 @@ def train_tables(
     optimizer, keep, rows = torch.optim.Adam([logits], learning_rate), {0, *np.geomspace(1, steps, 50).round().astype(int)}, []
     for step in tqdm(range(steps + 1), desc=aim, unit="step", disable=not progress):
         s = Systems(torch.einsum("yv,bvz->byvz", p, logits.softmax(-1)), "y v z")
-        if step in keep: rows.append(of.assign(aim=aim, step=step, **{f"I({a};{b})": s.I(a, b).detach() for a, b in ("vz", "zy")}))
+        if step in keep: rows.append(of.assign(aim=aim, step=step, **{f"I({a};{b})": s.I(a, b).detach().numpy() for a, b in ("vz", "zy")}))
         optimizer.zero_grad(); AIMS[aim](s, beta).sum().backward(); optimizer.step()
     return pd.concat(rows, ignore_index=True)
 
@@ -346,7 +345,7 @@ def _first_logits(V, count, seed): # `(starts * count, V, V)`, each start the sa
     noise = .3*torch.randn(len(STARTS), V, V, generator=generator("plane", seed=seed), dtype=torch.float64)
     return (noise + torch.tensor(list(STARTS.values()), dtype=torch.float64)[:, None, None]*torch.eye(V)).repeat_interleave(count, 0)
 
-# %% ../nbs/looking/22_widgets.ipynb #c033
+# %% ../nbs/looking/22_widgets.ipynb #c032
 START_LOOKS = {"knows nothing": (COLOURS["blue"], "o", "-"), "knows everything": (COLOURS["vermilion"], "s", "--")}
 
 def _draw_plane(axes, history, limit, aim, beta, step):
@@ -388,7 +387,7 @@ def information_plane(
     describe = lambda n: "; ".join(f"{start}: I(v;z) {r['I(v;z)']:.3f}, I(z;y) {r['I(z;y)']:.3f} nats" for start, r in n.iterrows())
     return Panel(lambda axes, **values: _draw_plane(axes, history, limit, **values), controls, (10, 3.6), describe, lambda figure: figure.subplot_mosaic("pc", width_ratios=[1.25, 1]))
 
-# %% ../nbs/looking/22_widgets.ipynb #c041
+# %% ../nbs/looking/22_widgets.ipynb #c040
 ALPHAS = tuple(float(f"{d}e{-k}") for k in (0, 1, 2, 3, 4) for d in ((1,) if k == 0 else (5, 2, 1)))
 BATCHES = (8, 16, 32, 64, 128, 256)
 
@@ -449,7 +448,7 @@ def score_values(
         rows += [_rows(v, batch, a, truth) for v, a in zip(values, alphas)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/looking/22_widgets.ipynb #c042
+# %% ../nbs/looking/22_widgets.ipynb #c041
 def _draw_alpha(axes, table, batch, alpha, truth=None):
     if truth is not None: table = table[table.truth == truth]
     by_alpha, by_batch = table[table.batch == batch].sort_values("alpha"), table[table.alpha == alpha].sort_values("batch")
