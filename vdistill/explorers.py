@@ -173,11 +173,11 @@ class Canvas:
         self.words("✓" if right else "✗", x + w - 5, y + h - 12, 12, True, "white", "ma")
 
     def png(self,
-        colours: int = 40, # of a palette, at most 256
+        colours: int = 128, # of a palette, at most 256
     ) -> bytes:
         "The picture in few bytes."
         out = io.BytesIO()
-        self.picture.quantize(colours, dither=Picture.Dither.NONE).save(out, "PNG")
+        self.picture.quantize(colours, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE).save(out, "PNG")
         return out.getvalue()
 
 # %% ../nbs/looking/22b_explorers.ipynb #c017
@@ -311,7 +311,7 @@ class RetrievalExplorer(Explorer):
         for k, (table, (_, scores)) in enumerate(zip(tables, self.ranked[rerank].values())): self._answer(canvas, k*self.row, table, scores, query)
         return canvas, pd.concat(tables, ignore_index=True)
 
-    def frames(self, control, values, colours=40, **changes): return {value: self.paint(**{**self.values, **changes, control: value})[0].png(colours) for value in values}
+    def frames(self, control, values, colours=128, **changes): return {value: self.paint(**{**self.values, **changes, control: value})[0].png(colours) for value in values}
 
     def _lists(self, figure, **values): # on a figure, for twins
         canvas, table = self.paint(**values)
@@ -568,6 +568,7 @@ class Dashboard(Explorer):
         self.progress, self.status = W.FloatProgress(max=self.config.epochs, layout=W.Layout(width="100%")), W.HTML()
         controls = dict(beside=W.Dropdown(options=[*RIGHT_PANELS], description="beside"), log=W.Checkbox(description="logarithmic divergences", indent=False))
         super().__init__(self._plot, controls, (9.5, 3.3), lambda history: self.state)
+        self.image.layout = W.Layout(align_self="flex-start", max_width="100%")
         self.start.on_click(lambda _: self.go()); self.halt.on_click(lambda _: self.stop()); self.watch.observe(self._watch, "value")
         self.box = W.VBox([W.HBox([self.start, self.halt, self.watch]), self.progress, self.status, *self.box.children])
         self.refresh()
@@ -654,7 +655,8 @@ class Dashboard(Explorer):
             if len(self.history) != len(self.numbers): self.redraw()
             trainer = self.trainer
             self.progress.value = len(self.numbers) + (trainer.done/len(trainer.sampler) if trainer and len(self.numbers) < self.config.epochs else 0)
-            self.status.value, self.start.disabled, self.halt.disabled = html.escape(self.state), self.running, not self.running
+            finished = self.said.startswith("Finished") or self.trainer is None and (self.folder/"results.csv").is_file()
+            self.status.value, self.start.disabled, self.halt.disabled = html.escape(self.state), self.running or finished, not self.running
             self.start.description = "Go on" if len(self.numbers) or self.said.startswith("Stopped") else "Start"
 
     def redraw(self, change=None):
