@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator
 from PIL import Image as Picture, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 from .core import InputError
@@ -527,7 +528,7 @@ def plot_run(
 ) -> pd.DataFrame: # the history
     "Divergences, and beside them validation, other losses or the learning rate."
     left, right = figure.subplots(1, 2)
-    for ax in (left, right): ax.set(xlabel="epoch", xlim=(-.5, (total or len(history)) - .5))
+    for ax in (left, right): ax.set(xlabel="epoch", xlim=(-.5, (total or max(len(history), 1)) - .5)); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     try: plot_kl_curves(history, ax=left, log=log)
     except InputError as e: left.text(.5, .5, "no epoch yet" if not len(history) else "no divergence in this run", transform=left.transAxes, ha="center", color="#666666")
     wanted = RIGHT_PANELS[beside]
