@@ -205,7 +205,7 @@ def test_maps_follow_epoch_and_feature():
             seen.add(a.picture)
             assert f"{a.feature.value}, epoch {a.epoch.value}" in a.picture and f"same identity {X.agreement(a.features[a.epoch.value][a.feature.value], a.about.identity):.0f} %" in a.picture
             np.testing.assert_array_equal(a.numbers[["x", "y"]], a.points[a.feature.value][a.epoch.value])
-    assert len(seen) == 4
+    assert len(seen) == 4 and ">PCA</text>" in a.picture   # the map says what made it
     spots = re.findall(r'n(\d+)" tabindex="0" (cx|d)="M?(\d+)', a.picture)
     assert {int(i) for i, kind, _ in spots if kind == "cx"} == set(range(0, 12, 2)) and len(spots) == 12   # circles are visible images
     x = {int(i): int(at) for i, _, at in spots}

@@ -334,7 +334,7 @@ class RetrievalExplorer(Explorer):
     def _answer(self, canvas, top, table, scores, query): # a list
         (w, h), rank, precision = self.cell, scores.first_rank[query], scores.average_precision[query]
         canvas.words(table.list.iloc[0], LEFT, top + 4, 12, True)
-        canvas.words(f"first right one at rank {rank}, average precision {100*precision:.0f} %" if rank else "nobody to find", LEFT + self.depth*(w + 16) - 14, top + 5, 11, colour="#444444", anchor="ra")
+        canvas.words(f"first right at {rank}, AP {100*precision:.0f} %" if rank else "nobody to find", LEFT + self.depth*(w + 16) - 14, top + 5, 11, colour="#444444", anchor="ra")
         for k, row in enumerate(table.itertuples()):
             x, y = LEFT + 3 + k*(w + 16), top + 27
             canvas.image(self.images[1][row.gallery], x, y, w, h)
@@ -477,10 +477,10 @@ class EmbeddingExplorer(Explorer):
 
     def _svg(self, when, name, order):
         (w, h), codes, points = MAP, self.about.modality.to_numpy(), self.points[name][when]
-        at = np.round(np.stack([14 + (w - 28)*points[:, 0], 34 + (h - 74)*(1 - points[:, 1])], 1)).astype(int)
+        at = np.round(np.stack([14 + (w - 28)*points[:, 0], 48 + (h - 88)*(1 - points[:, 1])], 1)).astype(int)
         marks = "".join(f'<circle class="p n{i}" tabindex="0" cx="{x}" cy="{y}" r="5"/>' if codes[i] == 0 else f'<path class="p n{i}" tabindex="0" d="M{x} {y - 6}l6 10h-12z"/>' for i in order for x, y in [at[i]])
         head, foot = f"{name}, epoch {when}", f"{self.nearest} nearest, in the full space: {self._said(when, name)}"
-        return f'<svg class="map" width="{w}" height="{h}" role="img" aria-label="{head}; {foot}"><text x="10" y="20">{head}</text><text x="{w - 10}" y="20" text-anchor="end">{self.method}; ● visible ▲ infrared</text>{marks}<text x="10" y="{h - 10}">{foot}</text></svg>'
+        return f'<svg class="map" width="{w}" height="{h}" role="img" aria-label="{head}; {foot}"><text x="10" y="20">{head}; ● visible ▲ infrared</text><text x="10" y="36">{self.method}</text>{marks}<text x="10" y="{h - 10}">{foot}</text></svg>'
 
     def _scatter(self, figure, epoch, feature, colour): # on a figure, for twins
         names, codes, colours = self.levels[colour]
