@@ -116,9 +116,9 @@ def test_frames_tell_right_from_wrong_by_colour_line_and_sign():
 
 def test_the_strip_says_how_many_lists_are_right():
     one, other = np.eye(2, dtype=np.float32)
-    features = {"good": (one[None], np.stack([one, other])), "bad": (one[None], np.stack([other, one]))}
+    features = {name: (one[None], np.stack([one, other])) for name in ("good", "too")} | {"bad": (one[None], np.stack([other, one]))}
     e = X.RetrievalExplorer(features, (pictures(1), pictures(2)), (np.array([7]), np.array([7, 8])))
-    assert "'1 of 2'" in e.marks.value and e.query.tooltips[0].startswith("query 0: person 7")
+    assert "'2 of 3'" in e.marks.value and e.query.tooltips[0].startswith("query 0: person 7")
 
 
 def test_factors_that_differ_are_named():

@@ -457,7 +457,8 @@ class EmbeddingExplorer(Explorer):
     @property
     def picture(self) -> str: # HTML
         "The map and the colours that are shown."
-        return self.maps.children[self.feature.index].children[self.epoch.index].value + self.paints.children[self.colour.index].value
+        shown = self.maps.children[self.maps.selected_index]
+        return shown.children[shown.selected_index].value + self.paints.children[self.paints.selected_index].value
 
     def _table(self, epoch, feature, colour):
         names, codes, colours = self.levels[colour]
