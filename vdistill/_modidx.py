@@ -1602,6 +1602,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vdistill.widgets.Panel.values': ('looking/widgets.html#panel.values', 'vdistill/widgets.py'),
                                   'vdistill.widgets.Sheet': ('looking/widgets.html#sheet', 'vdistill/widgets.py'),
                                   'vdistill.widgets.Sheet._repr_png_': ('looking/widgets.html#sheet._repr_png_', 'vdistill/widgets.py'),
+                                  'vdistill.widgets.Shown': ('looking/widgets.html#shown', 'vdistill/widgets.py'),
                                   'vdistill.widgets._channel': ('looking/widgets.html#_channel', 'vdistill/widgets.py'),
                                   'vdistill.widgets._choice': ('looking/widgets.html#_choice', 'vdistill/widgets.py'),
                                   'vdistill.widgets._draw_alpha': ('looking/widgets.html#_draw_alpha', 'vdistill/widgets.py'),

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from PIL import Image as Picture
 from tqdm.auto import tqdm
+from traitlets import Unicode
 from .bounds import BoundWarning, alpha_floor, ceiling, ml_cpc, optimal_critic, positives_and_negatives
 from .claims import CLAIMS, FAMILIES, TOLERANCE, Family, Systems, expected, kl
 from .core import InputError, generator
@@ -31,6 +32,10 @@ from .plots import COLOURS, house_style
 class Sheet(Figure):
     "A figure that also shows itself in a notebook that has not loaded pyplot."
     def _repr_png_(self): return png(self)
+
+class Shown(W.Image):
+    "An `Image` whose tooltip stands for it in words; without a description the front end stops at an image that has one."
+    description = Unicode("").tag(sync=True)
 
 class Page(W.VBox):
     "A box whose place on a page without Jupyter is kept by a script element, as ipywidgets' html-manager expects it."
@@ -80,7 +85,7 @@ class Panel:
     ):
         self._draw, self.controls, self.size, self.alt, self._axes, self._settled = draw, controls, size, alt, axes, False
         vars(self).update(controls)
-        self.figure, self.image = self._blank(), W.Image(format="png")
+        self.figure, self.image = self._blank(), Shown(format="png")
         for control in controls.values(): control.observe(self.redraw, "value")
         row = W.Layout(flex_flow="row wrap")
         self.box = Page([W.Box(list(controls.values()), layout=row), self.image])
@@ -151,7 +156,7 @@ def flipbook(
     "A slider through pictures that are there already: it moves without Python."
     if not pictures: raise InputError("a flipbook needs at least one picture")
     layout = W.Layout() # one for all: each costs a kilobyte
-    images = [W.Image(value=p if isinstance(p, bytes) else png(p, colours=32), format="png", tooltip=f"{name} {label}".strip(), layout=layout) for label, p in pictures.items()]
+    images = [Shown(value=p if isinstance(p, bytes) else png(p, colours=32), format="png", tooltip=f"{name} {label}".strip(), layout=layout) for label, p in pictures.items()]
     slider, stack = W.SelectionSlider(options=[str(label) for label in pictures], description=name, layout=W.Layout(width="400px"), style=dict(description_width="initial")), W.Stack(images, selected_index=0)
     W.jslink((slider, "index"), (stack, "selected_index"))
     return Page([slider, stack], f"{len(pictures)} pictures for {name or 'a slider'}: {', '.join(map(str, pictures))}")
