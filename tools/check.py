@@ -5,7 +5,7 @@ from fresh import is_fresh, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
-SOURCES = ("nbs", "vdistill", "tools", "pyproject.toml", "settings.ini", "setup.py", "README.md", "data")
+SOURCES = ("nbs", "vdistill", "tools", "pyproject.toml", "settings.ini", "setup.py", "README.md", "_quarto.yml", "data")
 
 def copy(target):
     for name in SOURCES:
@@ -31,6 +31,7 @@ with tempfile.TemporaryDirectory() as folder:
     copy(target)
     check(target, "Notebooks clean", [SCRIPTS/"nbdev-clean"], "nbs/**/*.ipynb", "nbdev-clean")
     check(target, "Library in sync with the notebooks", [SCRIPTS/"nbdev-export"], "vdistill/**/*.py", "nbdev-export")
+    check(target, "Start page in sync with the sidebar", [sys.executable, "tools/start.py"], "nbs/start.ipynb", "python tools/start.py")
     check(target, "README in sync with index.ipynb", [sys.executable, "tools/readme.py"], "README.md", "python tools/readme.py")
 if old := [str(path.relative_to(ROOT)) for path in notebooks() if not is_fresh(path)]: sys.exit(f"Outputs are those of the code: not in {', '.join(old)}. Run `make fresh` and commit the result.")
 print("Outputs are those of the code: yes")
