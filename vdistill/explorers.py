@@ -309,7 +309,7 @@ class RetrievalExplorer(Explorer):
         canvas = Canvas(*(round(72*side) for side in self.size))
         self._ask(canvas, query)
         tables = [self.ranking(name, query, rerank) for name in self.ranked[rerank]]
-        for k, (table, (_, scores)) in enumerate(zip(tables, self.ranked[rerank].values())): self._answer(canvas, k*self.row, table, scores, query)
+        for k, (table, (_, scores)) in enumerate(zip(tables, self.ranked[rerank].values())): self._answer(canvas, k*self.row, table, scores, query, rerank)
         return canvas, pd.concat(tables, ignore_index=True)
 
     def frames(self, control, values, colours=128, **changes): return {value: self.paint(**{**self.values, **changes, control: value})[0].png(colours) for value in values}
@@ -331,9 +331,9 @@ class RetrievalExplorer(Explorer):
         words = [] if self.factors is None else [f"{c.replace('_', ' ')}: {v}" for c, v in self.factors[0].iloc[query].items()]
         canvas.words("\n".join([f"person {self.identity[0][query]}", *words]), 2, 36 + h, 11)
 
-    def _answer(self, canvas, top, table, scores, query): # a list
+    def _answer(self, canvas, top, table, scores, query, again): # a list
         (w, h), rank, precision = self.cell, scores.first_rank[query], scores.average_precision[query]
-        canvas.words(table.list.iloc[0], LEFT, top + 4, 12, True)
+        canvas.words(table.list.iloc[0] + ", re-ranked"*again, LEFT, top + 4, 12, True)
         canvas.words(f"first right at {rank}, AP {100*precision:.0f} %" if rank else "nobody to find", LEFT + self.depth*(w + 16) - 14, top + 5, 11, colour="#444444", anchor="ra")
         for k, row in enumerate(table.itertuples()):
             x, y = LEFT + 3 + k*(w + 16), top + 27
@@ -491,7 +491,7 @@ class EmbeddingExplorer(Explorer):
         ax.set(xticks=[], yticks=[], xlim=(-.04, 1.04), ylim=(-.04, 1.04))
         ax.set_title(f"{feature}, epoch {epoch}", size=12); ax.set_xlabel(self._said(epoch, feature).replace("), ", ")\n"), size=9.5)
         ax.spines[:].set_visible(True)
-        for name, c in zip(names, colours): ax.scatter([], [], color=c, marker="s", label=name)
+        for name, c, marker in zip(names, colours, MARKERS if colour == "modality" else "s"*len(names)): ax.scatter([], [], color=c, marker=marker, label=name)
         if len(names) <= 5: figure.legend(loc="outside lower center", ncols=5, handletextpad=0, columnspacing=.6, fontsize=9.5)
         return self._table(epoch, feature, colour)
 
