@@ -56,6 +56,8 @@ def test_running(root):
     change(root, 1, "from vdistill.one import a", "")
     change(root, 2, "1 + 1", "40 + 2")
     assert "n.ipynb: " in fresh.run(path, root) and fresh.is_fresh(path, root)
+    change(root, 3, "table = 't.csv'", "#| eval: false\n1/0")
+    assert "FAILED" not in fresh.run(path, root) and nbformat.read(path, 4).cells[3].metadata == {}
     assert nbformat.read(path, 4).cells[2].outputs[0].text == "{a} # no comment 42\n"
     change(root, 2, "40 + 2", "1/0")
     before = path.read_bytes()

@@ -50,6 +50,8 @@ def run(path, root=ROOT):
     "Run a notebook from top to bottom, keep its outputs, and note the hash; one line that says how it went."
     from nbclient import NotebookClient
     notebook, started = nbformat.read(path, 4), time.time()
+    for cell in notebook.cells:
+        if re.search(r"^#\|\s*eval:\s*false", cell.source, re.M): cell.metadata["tags"] = ["skip-execution"] # cleaned away below
     try: NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     except Exception as e: return f"{path.name}: FAILED, left as it was\n{e}"
     notebook.metadata.setdefault("nbdev", {})["outputs_of"] = fingerprint(notebook, root)

@@ -46,7 +46,7 @@ def lab_command(
     "The command that opens JupyterLab at the start page."
     folder, options = Path(folder).resolve(), [] if browser else ["--no-browser"]
     if port is not None: options.append(f"--port={port}")
-    return [sys.executable, "-m", "jupyterlab", str(folder/START), f"--ServerApp.root_dir={folder}", *options]
+    return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{START}", *options]
 
 def open_lab(
     folder=None, # for the notebooks; None: those of the checkout, else `vdistill-lab` here
