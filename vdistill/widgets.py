@@ -85,7 +85,7 @@ class Panel:
     ):
         self._draw, self.controls, self.size, self.alt, self._axes, self._settled = draw, controls, size, alt, axes, False
         vars(self).update(controls)
-        self.figure, self.image = self._blank(), Shown(format="png")
+        self.figure, self.image = self._blank(), Shown(format="png", layout=W.Layout(align_self="flex-start"))
         for control in controls.values(): control.observe(self.redraw, "value")
         row = W.Layout(flex_flow="row wrap")
         self.box = Page([W.Box(list(controls.values()), layout=row), self.image])
@@ -155,7 +155,7 @@ def flipbook(
 ) -> W.VBox: # a slider and a stack of images
     "A slider through pictures that are there already: it moves without Python."
     if not pictures: raise InputError("a flipbook needs at least one picture")
-    layout = W.Layout() # one for all: each costs a kilobyte
+    layout = W.Layout(align_self="flex-start") # not stretched; one for all: each costs a kilobyte
     images = [Shown(value=p if isinstance(p, bytes) else png(p, colours=32), format="png", tooltip=f"{name} {label}".strip(), layout=layout) for label, p in pictures.items()]
     slider, stack = W.SelectionSlider(options=[str(label) for label in pictures], description=name, layout=W.Layout(width="400px"), style=dict(description_width="initial")), W.Stack(images, selected_index=0)
     W.jslink((slider, "index"), (stack, "selected_index"))
