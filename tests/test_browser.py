@@ -71,7 +71,7 @@ class Lab:
     def path(self): return self.page.evaluate("jupyterapp.shell.currentWidget.context.path")
 
     def open(self, path):
-        self.page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path})", path)
+        self.page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path}).then(() => null)", path)
         self.page.wait_for_function("path => jupyterapp.shell.currentWidget.context?.path == path && jupyterapp.shell.currentWidget.context.isReady", arg=path)
 
     def run(self, seconds=180):
@@ -172,9 +172,10 @@ def test_search_finds(page, site):
 
 
 def test_a_symbol_and_its_mathematics(page, site):
-    page.goto(f"{site}/information/03_distillation.html#vml_loss")
-    target = page.locator("#vml_loss")
-    assert target.count() == 1 and target.bounding_box()["y"] < 900
+    page.goto(f"{site}/api/distillation.html")
+    page.locator("a[href*='03_distillation.html#def-vml_loss']").first.click()
+    page.wait_for_url("**/03_distillation.html#def-vml_loss")
+    page.wait_for_function("Math.abs(document.querySelector('#def-vml_loss').getBoundingClientRect().top) < 300") # it lands there
     page.wait_for_function("document.querySelectorAll('.katex-html').length > 20")
     assert not page.locator(".katex-error").count() and "$$" not in page.locator("main").inner_text()
 
@@ -183,16 +184,16 @@ def test_stored_widgets_move(page, site):
     page.goto(f"{site}/looking/22_widgets.html")
     slider = page.locator(".widget-slider [role=slider]").first
     slider.wait_for()
-    shown = lambda: [i for i, image in enumerate(page.locator("img.widget-image, .widget-image img, .jupyter-widgets img").all()) if image.is_visible()]
-    changed = False
+    shown = lambda: page.evaluate("[...document.querySelectorAll('img.widget-image')].map(image => image.src)")
+    moved = 0
     for slider in page.locator(".widget-slider [role=slider]").all():
         before = shown()
         slider.scroll_into_view_if_needed()
         slider.focus()
         for _ in range(3): slider.press("ArrowRight")
         page.wait_for_timeout(300)
-        changed |= shown() != before
-    assert changed
+        moved += shown() != before
+    assert moved == 4 # a flipbook for each explorer; the panels themselves need Python
 
 
 @pytest.mark.parametrize("name", ["index", "information/03_distillation", "looking/22_widgets", "claims_and_evidence", "gallery"])
