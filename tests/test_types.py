@@ -1,5 +1,5 @@
 "The types of the package, as a checker sees them in the checkout and as those see them who install it."
-import os, subprocess, sys, sysconfig, tempfile
+import os, subprocess, sys, tempfile
 from pathlib import Path
 import pytest
 
@@ -7,8 +7,9 @@ pytest.importorskip("mypy", reason="no mypy: pip install vdistill[dev]")
 ROOT = Path(__file__).resolve().parent.parent
 
 def mypy(*args, cwd=ROOT):
+    alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} # which may lead back to the checkout
     with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run([sys.executable, "-m", "mypy", "--cache-dir", cache, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "mypy", "--cache-dir", cache, *map(str, args)], cwd=cwd, env=alone, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 def test_package_and_public_names():
