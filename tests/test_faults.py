@@ -262,6 +262,22 @@ def test_what_is_said_of_a_disk(tmp_path, monkeypatch, number, part):
     assert load_state(tmp_path/"run")["epoch"] == 1 and load_weights(tmp_path/"run")["w"].sum() == 1000
 
 
+def test_one_fault_does_not_hit_both(tmp_path, monkeypatch):
+    "Weights that no later epoch has bettered lie in the run's folder and in previous/: as two files."
+    run = tmp_path/"run"
+    K.save_checkpoint(run, dict(w=torch.ones(3)), dict(epoch=1))
+    K.keep_previous(run)
+    K.save_checkpoint(run, state=dict(epoch=2))
+    with open(run/"model.safetensors", "r+b") as f: f.seek(-1, 2); f.write(b"!")
+    assert check_checkpoint(run) and not check_checkpoint(run/"previous")
+    with pytest.warns(CheckpointWarning): assert K.or_previous(load_weights, run)["w"].sum() == 3
+    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    K.save_checkpoint(run, dict(w=torch.zeros(3)), dict(epoch=3))
+    K.keep_previous(run)
+    assert load_state(run/"previous")["epoch"] == 1 and not list(run.glob(".*"))
+
+
 def test_keeping_the_one_before(tmp_path):
     run = tmp_path/"run"
     K.keep_previous(run) if run.exists() else None

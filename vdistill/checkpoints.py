@@ -128,8 +128,11 @@ def keep_previous(
     names = (WEIGHTS, STATE, CHECKSUMS)
     if not all((folder/name).is_file() for name in names) or read_checksums(folder)[1]: return
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    for name in names: _link(folder/name, new/name)
+    try:
+        new.mkdir()
+        for name in (STATE, CHECKSUMS): _link(folder/name, new/name) # each save makes these anew
+        shutil.copyfile(folder/WEIGHTS, new/WEIGHTS) # these may stay: one fault shall not hit both
+    except OSError: return shutil.rmtree(new, ignore_errors=True) # no room: the one before stays, and saving says so
     shutil.rmtree(folder/PREVIOUS, ignore_errors=True)
     new.rename(folder/PREVIOUS)
 
