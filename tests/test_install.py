@@ -48,7 +48,7 @@ def test_sdist_builds_the_same_wheel(built, tmp_path):
         names = {n.partition("/")[2] for n in sdist.getnames()}
         sdist.extractall(tmp_path, filter="data")
     assert {"settings.ini", "setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
-    assert not [n for n in names if n.startswith("tests") or "checkpoints" in n]
+    assert not [n for n in names if n.startswith("tests") or ".ipynb_checkpoints" in n]
     again = build(tmp_path/"again", next(p for p in tmp_path.iterdir() if p.is_dir() and p.name.startswith("vdistill-")))
     assert contents(zipfile.ZipFile(again[1])) == contents(zipfile.ZipFile(built[1]))
 
