@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 import nbformat, yaml
 
-CARD = "display:inline-block; vertical-align:top; width:270px; min-height:130px; margin:0 10px 12px 0; padding:2px 14px 4px; border:1px solid rgba(128,128,128,.4); border-radius:8px; box-sizing:border-box"
+CARD = "display:inline-block; vertical-align:top; width:31%; min-width:220px; min-height:130px; margin:0 10px 12px 0; padding:10px 14px 2px; border:1px solid rgba(128,128,128,.4); border-radius:8px; box-sizing:border-box; font-size:90%"
 
 def about(path):
     "Title and first sentence of the subtitle of a notebook."
