@@ -15,7 +15,7 @@ help:
 	@echo "make test-browser  JupyterLab and the site in a real browser"
 	@echo "make install-check  build, install into an empty environment, run the demo there"
 	@echo "make fresh    run the notebooks whose outputs are older than their code"
-	@echo "make lab      open JupyterLab at the chapters"
+	@echo "make lab      open JupyterLab at the start page (as root in a container: make lab LAB=--allow-root)"
 	@echo "make docs     build the documentation site into _docs/"
 	@echo "make bench    measure speeds on this machine"
 	@echo "make clean    remove what was built (the environment stays; rm -r $(VENV) removes it)"
@@ -49,7 +49,7 @@ install-check: $(VENV)/.installed-dev
 	@$(BIN)/python tools/check_install.py
 
 lab: $(VENV)/.installed-notebook
-	@$(BIN)/vdistill lab
+	@$(BIN)/vdistill lab $(LAB)
 
 docs: $(VENV)/.installed-dev
 	@$(BIN)/python tools/docs.py

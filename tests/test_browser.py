@@ -45,7 +45,7 @@ def server(copy, tmp_path_factory):
         (settings/f"{name}.jupyterlab-settings").write_text(json.dumps(values))
     env = dict(os.environ, PYTHONPATH=str(copy), OMP_NUM_THREADS="1", JUPYTERLAB_SETTINGS_DIR=str(home/"settings"), JUPYTERLAB_WORKSPACES_DIR=str(home/"workspaces"),
                JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home/"runtime"), XDG_CACHE_HOME=str(home/"cache"))
-    with open(home/"log", "w") as log: process = subprocess.Popen([*lab_command(copy, browser=False), "--allow-root", "--LabApp.expose_app_in_browser=True"], stdout=log, stderr=log, env=env, cwd=copy)
+    with open(home/"log", "w") as log: process = subprocess.Popen([*lab_command(copy, browser=False, allow_root=True), "--LabApp.expose_app_in_browser=True"], stdout=log, stderr=log, env=env, cwd=copy)
     try:
         until, found = time.time() + 60, None
         while found is None and time.time() < until and process.poll() is None:

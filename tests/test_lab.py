@@ -53,7 +53,7 @@ def test_the_server_opens_at_the_start_page(tmp_path):
     pytest.importorskip("jupyterlab")
     log = open(tmp_path/"log", "w+")
     env = dict(os.environ, JUPYTER_CONFIG_DIR=str(tmp_path), JUPYTER_DATA_DIR=str(tmp_path/"data"), JUPYTER_RUNTIME_DIR=str(tmp_path/"runtime"), PYTHONPATH=str(ROOT))
-    command = lab.lab_command(ROOT, browser=False) + ["--allow-root", "--port-retries=50"]
+    command = lab.lab_command(ROOT, browser=False, allow_root=True) + ["--port-retries=50"]
     server = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=tmp_path)
     try:
         until, found = time.time() + 60, None

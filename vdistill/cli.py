@@ -491,10 +491,11 @@ def lab(
     folder: Annotated[Optional[Path], typer.Argument(help="for the notebooks; default: those of your clone, else vdistill-lab here")] = None,
     browser: Annotated[bool, typer.Option(help="open a browser")] = True,
     port: Annotated[Optional[int], typer.Option(help="of the server; default: the first free one from 8888 on")] = None,
+    allow_root: Annotated[bool, typer.Option("--allow-root", help="start although you are root, as in a container")] = False,
 ):
     "Open JupyterLab at the start page. Notebooks that came with the package are copied into a folder first; what is there already stays as it is."
     from vdistill.lab import open_lab
-    raise typer.Exit(open_lab(folder, browser, port))
+    raise typer.Exit(open_lab(folder, browser, port, allow_root))
 
 # %% ../nbs/cli/30_cli.ipynb #c023
 def _note(message, category, filename, lineno, file=None, line=None): print(f"note: {message}", file=sys.stderr)

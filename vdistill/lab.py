@@ -42,9 +42,10 @@ def lab_command(
     folder, # holds `nbs` and `data`
     browser: bool = True, # open one
     port: int | None = None, # None: the first free one from 8888 on
+    allow_root: bool = False, # as a container's only user
 ) -> list:
     "The command that opens JupyterLab at the start page."
-    folder, options = Path(folder).resolve(), [] if browser else ["--no-browser"]
+    folder, options = Path(folder).resolve(), ["--no-browser"]*(not browser) + ["--allow-root"]*allow_root
     if port is not None: options.append(f"--port={port}")
     return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{START}", *options]
 
@@ -52,10 +53,11 @@ def open_lab(
     folder=None, # for the notebooks; None: those of the checkout, else `vdistill-lab` here
     browser: bool = True,
     port: int | None = None,
+    allow_root: bool = False,
 ) -> int: # exit code of JupyterLab
     "Open JupyterLab at the start page, and wait until it ends."
     if not importlib.util.find_spec("jupyterlab"): raise InputError("JupyterLab is not installed: pip install 'vdistill[notebook]'")
-    if folder is None and (home := checkout()): return subprocess.call(lab_command(home, browser, port))
+    if folder is None and (home := checkout()): return subprocess.call(lab_command(home, browser, port, allow_root))
     folder = Path(folder or "vdistill-lab")
     lay_out(folder)
-    return subprocess.call(lab_command(folder, browser, port))
+    return subprocess.call(lab_command(folder, browser, port, allow_root))
