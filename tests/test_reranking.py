@@ -138,16 +138,11 @@ def test_nothing_is_changed_and_other_types_work():
     assert rerank(q.half(), g.half()).dtype == torch.float32
 
 
-def test_it_is_several_times_faster_and_holds_no_square():
-    "Small, so that it runs anywhere: 1,800 images; the full sizes are measured by `evaluation_ratios`."
-    import time, tracemalloc
+def test_it_holds_no_stack_of_squares():
+    "1,800 images; how long it takes at full size is measured by `evaluation_ratios`."
+    import tracemalloc
     q, g, _ = groups(150, 6)
     rerank(q, g)
-    def seconds(form):
-        start = time.perf_counter()
-        form(q, g)
-        return time.perf_counter() - start
-    assert min(seconds(rerank) for _ in range(3)) < seconds(rerank_densely)/2
     tracemalloc.start()
     rerank(q, g)
     assert tracemalloc.get_traced_memory()[1] < 1800**2*4*2   # numpy's part: no stack of squares
