@@ -64,8 +64,9 @@ class Lab:
         self.page, self.faults = page, []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.set_default_timeout(60000)
-        page.goto(address)
+        page.goto(f"{address}&reset") # not where the test before left it
         page.wait_for_function("window.jupyterapp && jupyterapp.shell.currentWidget && jupyterapp.shell.currentWidget.context && jupyterapp.shell.currentWidget.context.isReady")
+        page.evaluate("jupyterapp.restored.then(() => null)")
 
     @property
     def path(self): return self.page.evaluate("jupyterapp.shell.currentWidget.context.path")
