@@ -44,9 +44,9 @@ leave_world()
 def torchrun(*args, processes=2): return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, args)]
 
 
-def curve(folder, processes, settings):
+def curve(folder, processes, settings, script=SCRIPT):
     folder.mkdir()
-    (folder/"script.py").write_text(SCRIPT)
+    (folder/"script.py").write_text(script)
     command = torchrun(folder/"script.py", folder, repr(settings), processes=processes) if processes > 1 else [sys.executable, str(folder/"script.py"), str(folder), repr(settings)]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -66,6 +66,18 @@ def test_two_processes_are_one(tmp_path, settings):
     embed, headline = load_run(tmp_path/"2"/"run", "cpu") # scores that two processes found together are those that one finds
     np.testing.assert_allclose(embed.score(load_dataset("synthetic", seed=0, **SMALL["data"]), headline=headline).value, two["results"], atol=1e-4)
     assert sorted(p.name for p in (tmp_path/"2"/"run").iterdir()) == sorted(p.name for p in (tmp_path/"1"/"run").iterdir())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_with_synchronised_batch_norm_are_one(tmp_path):
+    "NCCL, and batch norm over both parts of the batch: no statistics are held here."
+    moving = SCRIPT[:SCRIPT.index("for m in trainer")] + SCRIPT[SCRIPT.index("losses, gradients"):]
+    settings = SMALL | dict(device="cuda", precision="float32", compile="never")
+    one, two = (curve(tmp_path/str(n), n, settings, moving) for n in (1, 2))
+    np.testing.assert_allclose(two["losses"][:3], one["losses"][:3], rtol=1e-3)
+    np.testing.assert_allclose(two["gradients"][0], one["gradients"][0], rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=.05)
 
 
 SETS = [x for k, v in dict(epochs=2, validate_every=1, width=4, features=16, z_features=8, hidden="[16]", identities_per_batch=8).items() for x in ("--set", f"{k}={v}")] + ["--set", "data.identities=[24, 6, 8]"]
