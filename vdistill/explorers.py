@@ -25,7 +25,7 @@ from .data import MODALITIES, load_dataset
 from .evaluation import extract_features
 from .guard import FolderLock, Interrupted
 from .plots import COLOURS, MARKERS, MODALITY_COLOURS, RIGHT, WRONG, embed_2d, plot_kl_curves
-from .report import search_distances, search_features, searches
+from .report import searches
 from .reranking import rerank
 from .retrieval import as_identities, pairwise_distances, retrieval_scores
 from .synthetic import FACTOR_GROUPS, LEVELS
