@@ -1,5 +1,5 @@
 "Where the tests find real visible / infrared pairs, and the official draw of SYSU-MM01."
-import os
+import contextlib, os, re, subprocess, time
 from pathlib import Path
 
 import pytest
@@ -44,3 +44,25 @@ def own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     yield
     os.environ.pop("XDG_CACHE_HOME") if before is None else os.environ.update(XDG_CACHE_HOME=before)
+
+
+@contextlib.contextmanager
+def _served(folder, home, *options, **environment):
+    "JupyterLab on a folder, started as `vdistill lab` starts it, with everything of its own below `home`; the address that it prints."
+    from vdistill.lab import lab_command
+    env = dict(os.environ, PYTHONPATH=str(folder), OMP_NUM_THREADS="1", JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home/"runtime"), **environment)
+    with open(home/"log", "w") as log: server = subprocess.Popen([*lab_command(folder, browser=False, allow_root=True), *options], stdout=log, stderr=log, env=env, cwd=folder)
+    try:
+        until, found = time.time() + 60, None
+        while found is None and time.time() < until and server.poll() is None:
+            time.sleep(.2)
+            found = re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab/tree/\S+\?token=\w+", (home/"log").read_text())
+        assert found, (home/"log").read_text()[-2000:]
+        yield found[0]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def served_lab(): return _served

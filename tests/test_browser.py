@@ -1,5 +1,5 @@
 "What a reader does, in a real browser: JupyterLab from the start page to an explorer, and the documentation site. `make test-browser`."
-import functools, http.server, json, os, re, shutil, subprocess, sys, threading, time
+import functools, http.server, json, os, re, shutil, subprocess, sys, threading
 from pathlib import Path
 
 import pytest
@@ -35,27 +35,14 @@ def copy(tmp_path_factory):
 # ---- JupyterLab
 
 @pytest.fixture(scope="module")
-def server(copy, tmp_path_factory):
-    "JupyterLab, started as `vdistill lab` starts it; the address that it prints."
-    from vdistill.lab import lab_command
+def server(copy, tmp_path_factory, served_lab):
+    "The address of a JupyterLab that keeps all cells of a notebook in the page."
     home = tmp_path_factory.mktemp("jupyter")
     settings = home/"settings"/"@jupyterlab"
     for name, values in {"notebook-extension/tracker": dict(windowingMode="none"), "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False)}.items():
         (settings/name).parent.mkdir(parents=True, exist_ok=True)
         (settings/f"{name}.jupyterlab-settings").write_text(json.dumps(values))
-    env = dict(os.environ, PYTHONPATH=str(copy), OMP_NUM_THREADS="1", JUPYTERLAB_SETTINGS_DIR=str(home/"settings"), JUPYTERLAB_WORKSPACES_DIR=str(home/"workspaces"),
-               JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home/"runtime"), XDG_CACHE_HOME=str(home/"cache"))
-    with open(home/"log", "w") as log: process = subprocess.Popen([*lab_command(copy, browser=False, allow_root=True), "--LabApp.expose_app_in_browser=True"], stdout=log, stderr=log, env=env, cwd=copy)
-    try:
-        until, found = time.time() + 60, None
-        while found is None and time.time() < until and process.poll() is None:
-            time.sleep(.2)
-            found = re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab/tree/\S+\?token=\w+", (home/"log").read_text())
-        assert found, (home/"log").read_text()[-2000:]
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(30)
+    with served_lab(copy, home, "--LabApp.expose_app_in_browser=True", JUPYTERLAB_SETTINGS_DIR=str(home/"settings"), JUPYTERLAB_WORKSPACES_DIR=str(home/"workspaces"), XDG_CACHE_HOME=str(home/"cache")) as address: yield address
 
 
 class Lab:

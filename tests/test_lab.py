@@ -1,5 +1,5 @@
 "JupyterLab at the start page: what is unpacked, what is left alone, and that the server answers."
-import json, os, re, subprocess, sys, time, urllib.request
+import json, re, urllib.request
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -49,24 +49,12 @@ def test_without_jupyterlab(monkeypatch):
 def test_this_is_a_checkout(): assert lab.checkout() == ROOT
 
 
-def test_the_server_opens_at_the_start_page(tmp_path):
+def test_the_server_opens_at_the_start_page(tmp_path, served_lab):
     pytest.importorskip("jupyterlab")
-    log = open(tmp_path/"log", "w+")
-    env = dict(os.environ, JUPYTER_CONFIG_DIR=str(tmp_path), JUPYTER_DATA_DIR=str(tmp_path/"data"), JUPYTER_RUNTIME_DIR=str(tmp_path/"runtime"), PYTHONPATH=str(ROOT))
-    command = lab.lab_command(ROOT, browser=False, allow_root=True) + ["--port-retries=50"]
-    server = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=tmp_path)
-    try:
-        until, found = time.time() + 60, None
-        while found is None and time.time() < until and server.poll() is None:
-            time.sleep(.2)
-            found = re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/lab/tree/(\S+)\?token=(\w+)", (tmp_path/"log").read_text())
-        assert found, (tmp_path/"log").read_text()[-2000:]
-        assert found[2] == "nbs/start.ipynb"
-        with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/api/contents/{found[2]}?content=0&token={found[3]}") as answer: assert json.load(answer)["name"] == "start.ipynb"
-    finally:
-        server.terminate()
-        server.wait(20)
-        log.close()
+    with served_lab(ROOT, tmp_path, "--port-retries=50", JUPYTER_DATA_DIR=str(tmp_path/"data")) as address:
+        start, path, token = re.fullmatch(r"(.*)/lab/tree/(\S+)\?token=(\w+)", address).groups()
+        assert path == "nbs/start.ipynb"
+        with urllib.request.urlopen(f"{start}/api/contents/{path}?content=0&token={token}") as answer: assert json.load(answer)["name"] == "start.ipynb"
 
 
 def test_the_start_page_leads_to_every_notebook():
