@@ -101,6 +101,25 @@ def test_an_alpha_below_the_floor_warns_with_the_number(bound, alpha, warns):
     if warns: assert "below" in str(caught[0].message) and caught[0].filename == __file__ and ("1," in str(caught[0].message) or "0.3077" in str(caught[0].message))
 
 
+def test_how_far_below_the_information_a_bound_is():
+    "x = y, one of N letters: with the best critic CPC is about log(m N/(N + m - 1)), and the information log N."
+    for m, N in (128, 1000), (512, 200), (64, 10**6):
+        assert math.log(N) - (value := math.log(m*N/(N + m - 1))) == pytest.approx(B.shortfall(value, math.log(m)), abs=1.01/(m - 1))
+    assert B.shortfall(3., math.inf) == 0 and B.shortfall(4., 4.) == B.shortfall(5., 4.) == math.inf
+
+
+def test_when_a_batch_is_too_small():
+    "One dimension of a Gaussian with correlation r: the squared density ratio has mean 1/(1 - r^2) over independent pairs."
+    for nats in (.5, 1.5):
+        r = math.sqrt(1 - math.exp(-2*nats))
+        grid = torch.linspace(-14, 14, 1401, dtype=torch.float64)
+        x, y = torch.meshgrid(grid, grid, indexing="ij")
+        log_ratio = -.5*math.log(1 - r*r) - (r*r*(x*x + y*y) - 2*r*x*y)/(2*(1 - r*r))
+        spread = float((2*log_ratio - (x*x + y*y)/2).exp().sum())*(.02**2)/(2*math.pi) - 1
+        for n in range(2, 12): assert B.too_few(nats, n) == (spread/(n*(n - 1)) > .25)
+    assert B.too_few(1e4, 10**6) and not B.too_few(0., 2) and not B.too_few(-3., 2)
+
+
 @pytest.mark.parametrize("alpha", [-.1, 4, 5., (1., 4.), ()])
 def test_alpha_that_cannot_be(alpha):
     with pytest.raises(InputError, match="alpha"): B.ml_cpc(torch.zeros(4, 4), alpha=alpha)

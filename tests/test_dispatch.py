@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 import vdistill.dispatch
 from vdistill.benchmark import random_predictions, triplet_by_anchors
+from vdistill.config import METHODS
 from vdistill.core import generator
 from vdistill.dispatch import count_operations
 from vdistill.metric_losses import batch_hard, euclidean_distances, hetero_centre, hetero_centre_triplet, pair_masks, released_sinkhorn, weighted_triplet
-from vdistill.training import METHODS, build_regulariser, configure, objective
+from vdistill.training import build_regulariser, configure, objective
 
 x = torch.arange(6.)
 

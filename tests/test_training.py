@@ -19,8 +19,8 @@ from vdistill.data import load_dataset
 from vdistill.distillation import VariationalDistillation
 from vdistill.evaluation import COLUMNS, DIRECTIONS
 from vdistill.models import Prediction, Predictions
-from vdistill.config import read_recipe
-from vdistill.training import METHODS, REGULARISERS, Embedder, TrainConfig, Trainer, autocast, build_model, configure, load_run, make_optimizer, objective, pick_device, rate, read_config
+from vdistill.config import METHODS, read_recipe
+from vdistill.training import REGULARISERS, Embedder, TrainConfig, Trainer, autocast, build_model, configure, load_run, make_optimizer, objective, pick_device, rate, read_config
 
 SMALL = dict(width=8, features=24, z_features=16, hidden=(32,), grid=(2, 1), epochs=5, identities_per_batch=8, images_per_identity=1, validate_every=2, device="cpu")
 TINY = SMALL | dict(data=dict(identities=(24, 8, 12)))

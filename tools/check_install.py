@@ -1,4 +1,5 @@
 """Does the package work where nothing else is? Builds sdist and wheel without network, installs the wheel into an empty environment, and there imports every module and runs the command.
+Modules that need the extra `notebook` have to say so; then it is installed too, and they are imported.
 
     python tools/check_install.py                          # this Python, the newest of everything
     python tools/check_install.py --pins oldest            # the lower bounds of settings.ini
@@ -24,7 +25,7 @@ def requirements(
     settings.read(ROOT/"settings.ini", encoding="utf-8")
     return settings["DEFAULT"][f"{extra}_requirements" if extra else "requirements"].split()
 
-def oldest(): return [r.replace(">=", "==") for r in requirements()]
+def oldest(extra=""): return [r.replace(">=", "==") for r in requirements(extra)]
 
 def build(
     folder, # where both go
@@ -59,24 +60,57 @@ def install(
 
 def commands(helped): return re.findall(r"^  (\w+)  ", helped.partition("Commands:")[2], re.M) # of `vdistill --help`
 
+def import_all(
+    programs, # of the environment
+    names, # modules
+    folder, # an empty one, to work in
+): # what came first in its output, and the modules that ask for an extra
+    "Import modules; one that fails has to say which extra it needs."
+    code = f"""import importlib, sys, torch, torchvision, vdistill
+print('Python', sys.version.split()[0], 'torch', torch.__version__, 'torchvision', torchvision.__version__, 'vdistill', vdistill.__version__, 'from', vdistill.__path__[0])
+for name in {names}:
+    try: importlib.import_module(name)
+    except ImportError as e:
+        if "pip install 'vdistill[notebook]'" not in str(e): raise
+        print(name)"""
+    versions, *asking = call(programs/"python", "-W", "error::SyntaxWarning", "-c", code, cwd=folder, env=alone()).splitlines()
+    if str(ROOT/"vdistill") in versions: sys.exit(f"the checkout was imported, not the installed package: {versions}")
+    return versions, asking
+
+def alone(): return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
 def use(
     programs, # of the environment
     names, # modules to import
     folder, # an empty one, to work in
-): # what to tell
+): # what to tell, and the modules that ask for the extra `notebook`
     "Import every module, ask for help, run a short demo: from a folder that knows nothing of the checkout."
-    alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    code = f"import importlib, sys, torch, torchvision, vdistill; [importlib.import_module(n) for n in {names}]; print('Python', sys.version.split()[0], 'torch', torch.__version__, 'torchvision', torchvision.__version__, 'vdistill', vdistill.__version__, 'from', vdistill.__path__[0])"
-    versions = call(programs/"python", "-W", "error::SyntaxWarning", "-c", code, cwd=folder, env=alone).strip()
-    if str(ROOT/"vdistill") in versions: sys.exit(f"the checkout was imported, not the installed package: {versions}")
-    helped = call(programs/"vdistill", "--help", cwd=folder, env=alone)
-    for command in commands(helped): call(programs/"vdistill", command, "--help", cwd=folder, env=alone)
-    forgotten = subprocess.run([programs/"vdistill", "embed", "run", "image.png"], capture_output=True, text=True, cwd=folder, env=alone)
+    versions, asking = import_all(programs, names, folder)
+    helped = call(programs/"vdistill", "--help", cwd=folder, env=alone())
+    for command in commands(helped): call(programs/"vdistill", command, "--help", cwd=folder, env=alone())
+    forgotten = subprocess.run([programs/"vdistill", "embed", "run", "image.png"], capture_output=True, text=True, cwd=folder, env=alone())
     if forgotten.returncode != 2 or "Missing option" not in forgotten.stderr: sys.exit(f"a command without an option that it needs should be refused, not run:\n{forgotten.stdout}{forgotten.stderr}")
-    shown = call(programs/"vdistill", "demo", *[x for s in SHORT for x in ("--set", s)], cwd=folder, env=alone)
+    shown = call(programs/"vdistill", "demo", *[x for s in SHORT for x in ("--set", s)], cwd=folder, env=alone())
     for text, words in ((helped, ("demo", "train", "evaluate", "mi")), (shown, ("rank-1", "chance", "ceiling", "full"))):
         if missing := [w for w in words if w not in text]: sys.exit(f"{missing} is missing from\n{text}")
-    return f"{versions}\n{len(names)} modules imported, vdistill demo and the help of {len(commands(helped))} commands ran"
+    return f"{versions}\n{len(names) - len(asking)} modules imported, vdistill demo and the help of {len(commands(helped))} commands ran", asking
+
+def check(
+    folder, # an empty one; the environment is made here
+    wheel,
+    pins=(), # requirements beside the wheel's own; `["oldest"]`: the lower bounds of settings.ini
+    python=sys.executable,
+    environment=None, # where else to make it
+): # what to tell
+    "All of it, first with what everybody gets, then with the extra `notebook`."
+    folder, names = Path(folder), modules(wheel)
+    low, pins = list(pins) == ["oldest"], oldest() if list(pins) == ["oldest"] else list(pins)
+    programs = install(environment or folder/"environment", wheel, pins, python)
+    (folder/"empty").mkdir()
+    said, asking = use(programs, names, folder/"empty")
+    call(programs/"python", "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{wheel}[notebook]", *pins, *(oldest("notebook") if low else []))
+    if missing := import_all(programs, names, folder/"empty")[1]: sys.exit(f"with the extra notebook there is still something missing for {', '.join(missing)}")
+    return f"{said}; with the extra notebook {', '.join(asking) or 'nothing'} as well"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,13 +118,9 @@ def main():
     parser.add_argument("--pins", nargs="*", default=[], help="`oldest`: the lower bounds of settings.ini; or requirements, as torch==2.8.0")
     parser.add_argument("--environment", help="use this environment, which is kept, in place of a new one that goes")
     args = parser.parse_args()
-    pins = oldest() if args.pins == ["oldest"] else args.pins
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
         sdist, wheel = build(folder)
         print(f"built {sdist.name} and {wheel.name} without network", flush=True)
-        programs = install(args.environment or folder/"environment", wheel, pins, args.python)
-        (folder/"empty").mkdir()
-        print(use(programs, modules(wheel), folder/"empty"))
+        print(check(folder, wheel, args.pins, args.python, args.environment))
 
 if __name__ == "__main__": main()

@@ -18,7 +18,7 @@ from scipy import linalg
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits, image_splits, open_audit, score
-from .bounds import alpha_floor, ceiling, cpc, ml_cpc
+from .bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
 from .core import InputError
 from .data import MODALITIES
 from .plots import COLOURS, in_house_style
@@ -207,11 +207,10 @@ def doubts(
     "Why a row should be read with care."
     said = []
     for r in table.itertuples():
-        contrastive, surprise = r.bound in BOUNDS, math.expm1(min(2*max(r.value, 0), 700))
         reasons = {
-            "near the ceiling of this bound, and short for it": contrastive and r.ceiling - r.value < 1.5, # by .25 nats or more
+            "near the ceiling of this bound, and short for it": r.bound in BOUNDS and shortfall(r.value, r.ceiling) > .25,
             "the interval holds 0: nothing was found, which does not say that nothing is there": r.low <= 0,
-            "few pairs for so many nats: those that decide are rarely in a batch, and the interval does not show it": r.bound == "ML-CPC" and surprise > .25*r.n*(r.n - 1),
+            "few pairs for so many nats: those that decide are rarely in a batch, and the interval does not show it": r.bound == "ML-CPC" and too_few(r.value, r.n),
             "much more on the people that the critic learned from: it knows them by heart, and is weak on others": r.gap > max(.5, .3*abs(r.value)),
             "shuffled pairs give more than nothing": r.null_high > max(.1, .2*abs(r.value)),
             "less than 20 independent groups: a rough interval": r.groups < 20,

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from .config import read_yaml
+from .config import METHODS, read_yaml
 from .core import InputError, half_width
 from .data import load_dataset, shown
 from .evaluation import (DIRECTIONS, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, pixel_features,
     protocol_text, results_frame, retrieval_scores, run_columns)
-from .training import METHODS, TrainConfig, Trainer, configure, read_config, write_csv
+from .training import TrainConfig, Trainer, configure, read_config, write_csv
 
 # %% ../nbs/looking/23_comparison.ipynb #c005
 @dataclasses.dataclass(frozen=True)

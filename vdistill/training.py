@@ -21,7 +21,7 @@ from .augmentation import Augmentation
 from .batches import IdentitySampler, given_labels, load_batch
 from .cache import Pixels
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
-from .config import METHODS, TrainConfig, configure, read_yaml
+from .config import TrainConfig, configure, read_yaml
 from .core import InputError, atomic_path, generator, seeded
 from .data import ReIDDataset, load_dataset
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
@@ -210,15 +210,23 @@ class Trainer:
 
     def fit(self) -> pd.DataFrame: # tidy results on the test identities
         "Train to the end, validate on the way, test once."
-        with FolderLock(self.run_dir) if self.run_dir else nullcontext(), self.signals, torch.random.fork_rng(devices=[]):
-            bar = tqdm(total=self.config.epochs*len(self.sampler), initial=self.step, desc=self.config.method, unit="step", disable=not self.progress)
+        with tqdm(total=self.config.epochs*len(self.sampler), initial=self.step, desc=self.config.method, unit="step", disable=not self.progress) as bar:
+            for _ in self.epochs(bar): pass
+        return self.test()
+
+    def epochs(self,
+        bar=None, # with `update` and `set_postfix`, as of tqdm; default: one that shows nothing
+    ): # yields a row of the history after each epoch
+        "Train as `fit` does and hand over after each epoch; `test()` comes after the last."
+        bar = tqdm(disable=True) if bar is None else bar
+        with FolderLock(self.run_dir) if self.run_dir else nullcontext(), self.signals:
             while self.epoch < self.config.epochs:
-                try: self.run_epoch(bar)
+                try:
+                    with torch.random.fork_rng(devices=[]): self.run_epoch(bar)
                 except (RuntimeError, MemoryError) as e:
                     if not (said := self.explain(e)): raise
                     raise InputError(f"{said}. {self.kept()}") from None
-            bar.close()
-        return self.test()
+                yield self.history[-1]
 
     def run_epoch(self, bar):
         "Train, validate when it is due, save."
@@ -341,7 +349,7 @@ class Trainer:
     def save(self):
         "Write history and state, each whole or not at all."
         if not self.run_dir: return
-        write_csv(self.run_dir/"history.csv", pd.DataFrame(self.history))
+        if self.history: write_csv(self.run_dir/"history.csv", pd.DataFrame(self.history))
         counters = {k: getattr(self, k) for k in COUNTERS}
         save_state(self.run_dir, counters | {k: getattr(self, k).state_dict() for k in ("model", "regulariser", "optimizer", "scaler")})
 

@@ -9,7 +9,6 @@ __all__ = ['LOSSES', 'PARTS', 'MARKS', 'AIMS', 'STARTS', 'START_LOOKS', 'ALPHAS'
 
 # %% ../nbs/looking/22_widgets.ipynb #c003
 import io, json, math, warnings
-import ipywidgets as W
 import numpy as np, pandas as pd
 import torch
 from matplotlib import rc_context
@@ -19,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image as Picture
 from tqdm.auto import tqdm
-from traitlets import Unicode
 from .bounds import BoundWarning, alpha_floor, ceiling, ml_cpc, optimal_critic, positives_and_negatives
 from .claims import CLAIMS, FAMILIES, TOLERANCE, Family, Systems, expected, kl
 from .core import InputError, generator
@@ -27,6 +25,12 @@ from .distillation import released_loss
 from .estimation import correlated_gaussian, correlation_for
 from .information import js_divergence, kl_divergence, mutual_information, random_distribution
 from .plots import COLOURS, house_style
+
+# %% ../nbs/looking/22_widgets.ipynb #c003w
+try:
+    import ipywidgets as W
+    from traitlets import Unicode
+except ImportError: raise ImportError("the explorers need ipywidgets: pip install 'vdistill[notebook]'") from None
 
 # %% ../nbs/looking/22_widgets.ipynb #c006
 class Sheet(Figure):
@@ -266,19 +270,28 @@ def judge(
         rows[name] = dict(statement=c.statement, gap=gap, verdict="not asked" if not asked else "fails" if gap > TOLERANCE else "holds")
     return pd.DataFrame.from_dict(rows, orient="index")
 
-PARTS = {"I(z;y)": ("told and kept", COLOURS["blue"], ""), "I(v;y|z)": ("told, lost", COLOURS["sky"], "//"), "I(v;z|y)": ("superfluous, kept", COLOURS["vermilion"], ""), "H(v|y,z)": ("superfluous, dropped", "#f3c9ae", "\\\\")}
+PARTS = { # of the entropies of y, v and z, from left to right: in words, colour, hatch, whose they are
+    "H(y|v)": ("not seen", "#d5d5d5", "", "y"),
+    "I(v;y|z)": ("told, lost", COLOURS["sky"], "//", "yv"),
+    "I(z;y)": ("told and kept", COLOURS["blue"], "", "yvz"),
+    "I(v;z|y)": ("superfluous, kept", COLOURS["vermilion"], "", "vz"),
+    "H(v|y,z)": ("superfluous, dropped", "#f3c9ae", "\\\\", "v"),
+    "H(z|v)": ("noise of the code", "#b5b5b5", "..", "z"),
+}
 
-def _information(s): return {"I(z;y)": float(s.I("z", "y")), "I(v;y|z)": float(s.I("v", "y", "z")), "I(v;z|y)": float(s.I("v", "z", "y")), "H(v|y,z)": float(s.H("v", "y z")), "I(v;y)": float(s.I("v", "y")), "I(v;z)": float(s.I("v", "z")), "H(v)": float(s.H("v"))}
+def _information(s):
+    parts = {"H(y|v)": s.H("y", "v"), "I(v;y|z)": s.I("v", "y", "z"), "I(z;y)": s.I("z", "y"), "I(v;z|y)": s.I("v", "z", "y"), "H(v|y,z)": s.H("v", "y z"), "H(z|v)": s.H("z", "v")}
+    return {name: float(n) for name, n in (parts | {"I(v;y)": s.I("v", "y"), "I(v;z)": s.I("v", "z"), **{f"H({a})": s.H(a) for a in "yvz"}}).items()}
 
 def _draw_parts(ax, nats, most): # nats that the axis reaches
-    for row, parts in enumerate((PARTS, ("I(z;y)", "I(v;y|z)"), ("I(z;y)", None, "I(v;z|y)"))):
-        left = 0
-        for part in parts:
-            if part is None: left += nats["I(v;y|z)"]; continue
-            label, colour, hatch = PARTS[part]
-            ax.barh(row, nats[part], left=left, color=colour, hatch=hatch, ec="white", height=.72, label=f"{part}  {label}" if row == 0 else None)
-            left += nats[part]
-    ax.set(yticks=range(3), yticklabels=[f"{n}  {nats[n]:.3f}" for n in ("H(v)", "I(v;y)", "I(v;z)")], ylim=(2.5, -.5), xlabel="nats", xlim=(0, 1.02*most))
+    left = 0
+    for part, (words, colour, hatch, owners) in PARTS.items():
+        width = max(nats[part], 0)
+        ax.barh([" yvz".index(a) for a in owners], width, left=left, color=colour, hatch=hatch, ec="white", height=.8, label=f"{part}  {words}")
+        if width > .09*most: ax.text(left + width/2, " yvz".index("v" if "v" in owners else owners), f"{width:.2f}", ha="center", va="center", fontsize=10, color="white" if part in ("I(z;y)", "I(v;z|y)") else "black", bbox=dict(fc=colour, ec="none", pad=1.5))
+        if part == "H(v|y,z)": ax.hlines(3, left, left + width, color="#999999", lw=1) # the row of z goes on behind what it does not know
+        left += width
+    ax.set(yticks=(1, 2, 3), yticklabels=[f"H({a})  {nats[f'H({a})']:.3f}" for a in "yvz"], ylim=(3.5, .5), xlabel="nats", xlim=(0, most))
     ax.grid(axis="x"); ax.grid(False, axis="y")
 
 MARKS = {"holds": ("o", COLOURS["green"], COLOURS["green"]), "fails": ("X", COLOURS["vermilion"], COLOURS["vermilion"]), "not asked": ("o", "white", "#888888")}
@@ -306,9 +319,9 @@ def _draw_bottleneck(axes, noise, compression, seed=0, joint=None):
     _draw_channel(axes["x"], joint/joint.sum(1, keepdims=True), "y", "x")
     _draw_channel(axes["v"], _view(joint.shape[1], noise), "x", "v")
     _draw_channel(axes["z"], one.posterior("z", "v")[0].numpy(), "v", "z")
-    _draw_parts(axes["nats"], nats, math.log(joint.shape[1]))
+    _draw_parts(axes["nats"], nats, nats["H(y)"] + math.log(2*joint.shape[1])) # z is one of two letters for each v
     _draw_verdicts(axes["claims"], verdicts)
-    _legend(axes["nats"].figure, axes["nats"], ncols=4)
+    _legend(axes["nats"].figure, axes["nats"], ncols=3)
     return dict(nats=nats, verdicts=verdicts)
 
 def _random_joint(seed, labels=3, inputs=6):
