@@ -59,6 +59,9 @@ def test_running(root):
     change(root, 3, "table = 't.csv'", "#| eval: false\n1/0")
     assert "FAILED" not in fresh.run(path, root) and nbformat.read(path, 4).cells[3].metadata == {}
     assert nbformat.read(path, 4).cells[2].outputs[0].text == "{a} # no comment 42\n"
+    for shown in (0, 1): # a widget is kept where it can be seen
+        change(root, 3, "#| eval: false\n1/0" if not shown else "slider;", "import ipywidgets\nslider = ipywidgets.IntSlider()\nslider;" if not shown else "slider")
+        assert "FAILED" not in fresh.run(path, root) and ("widgets" in nbformat.read(path, 4).metadata) == shown
     change(root, 2, "40 + 2", "1/0")
     before = path.read_bytes()
     assert "FAILED" in fresh.run(path, root) and path.read_bytes() == before and not fresh.is_fresh(path, root)

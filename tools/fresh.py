@@ -54,6 +54,7 @@ def run(path, root=ROOT):
         if re.search(r"^#\|\s*eval:\s*false", cell.source, re.M): cell.metadata["tags"] = ["skip-execution"] # cleaned away below
     try: NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     except Exception as e: return f"{path.name}: FAILED, left as it was\n{e}"
+    if not any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])): notebook.metadata.pop("widgets", None) # of bars that nobody sees
     notebook.metadata.setdefault("nbdev", {})["outputs_of"] = fingerprint(notebook, root)
     nbformat.write(notebook, path)
     subprocess.run([str(Path(sys.executable).parent/"nbdev-clean"), "--fname", str(path)], check=True)
