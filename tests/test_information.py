@@ -263,6 +263,19 @@ def test_kl_is_right_close_to_equality_in_single_precision():
     assert (kl_divergence(p, near, reduction="none") - truth).abs().max() < 1.2e-7     # the textbook sum is 4e-7 off
 
 
+def test_gradients_where_an_outcome_is_impossible():
+    logits = torch.zeros(3, 4, dtype=torch.float64)
+    logits[0, 1] = -math.inf
+    logits.requires_grad_()
+    value = mutual_information(logits.flatten().softmax(0).view(3, 4), 0, 1)
+    value.backward()
+    assert logits.grad.isfinite().all() and logits.grad[0, 1] == 0 and logits.grad.abs().max() > .01
+    free = torch.zeros(12, dtype=torch.float64, requires_grad=True) # the same without that outcome
+    p = torch.cat([free[:1], free[2:]]).softmax(0)
+    mutual_information(torch.cat([p[:1], p.new_zeros(1), p[1:]]).view(3, 4), 0, 1).backward()
+    torch.testing.assert_close(logits.grad.flatten(), free.grad)
+
+
 @pytest.mark.parametrize("f", [kl_divergence, js_divergence])
 @pytest.mark.parametrize("T", [0.5, 1.0, 3.0])
 def test_gradients_are_those_of_finite_differences(f, T):

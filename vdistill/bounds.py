@@ -39,7 +39,7 @@ def alpha_floor(
     n: int, # positives
     m: int, # candidates of each: the positive and m - 1 negatives
 ) -> float:
-    "Smallest α at which α-ML-CPC is a lower bound: m/(n(m - 1) + 1)."
+    "Smallest α at which α-ML-CPC is proven to be a lower bound, with fresh negatives for every row: m/(n(m - 1) + 1)."
     return m / (n*(m - 1) + 1)
 
 def ceiling(
@@ -53,7 +53,7 @@ def shortfall(
     value: float, # nats, of a bound with a ceiling
     ceiling: float, # nats; infinite: of a bound without one
 ) -> float: # nats
-    "About how far CPC with the best critic lies below the information, where each x has one y: -log(1 - exp(value - ceiling))."
+    "Nats by which CPC with the best critic lies below the information, at least about: -log(1 - exp(value - ceiling)); that is all where the log ratio is the same for all pairs."
     return -math.log(-math.expm1(value - ceiling)) if value < ceiling else math.inf
 
 def too_few(
@@ -309,14 +309,14 @@ def standing(
     n: int|None = None, # positives; None: as many as the floor of α needs
     m: int|None = None, # candidates of each
     alpha: float = 1., # of cpc and ml_cpc
-) -> str: # `proven`, `only checked` or `not a bound`
+) -> str: # `proven`, `only checked`, `no proof` (α is below the floor; at half of it there are counterexamples) or `not a bound`
     "Is this a lower bound of mutual information, in expectation?"
     if bound not in LINEAR + CONTRASTIVE + TOO_LARGE: raise InputError(f"no bound {bound!r}: choose one of {', '.join(LINEAR + CONTRASTIVE + TOO_LARGE)}")
     if negatives not in NEGATIVES: raise InputError(f"no negatives {negatives!r}: choose one of {', '.join(NEGATIVES)}")
     if negatives in ("queue", "bank", "other classes") or bound in TOO_LARGE: return "not a bound"
     if n == 1 and bound == "ml_cpc": bound = "cpc" # the same number
-    if bound == "cpc" and alpha < 1: return "not a bound"
-    if bound == "ml_cpc" and n is not None and m is not None and alpha < alpha_floor(n, m)*(1 - 1e-9): return "not a bound"
+    if bound == "cpc" and alpha < 1: return "no proof"
+    if bound == "ml_cpc" and n is not None and m is not None and alpha < alpha_floor(n, m)*(1 - 1e-9): return "no proof"
     return "only checked" if bound == "ml_cpc" and negatives != "per row" else "proven"
 
 LINEAR, CONTRASTIVE, TOO_LARGE = ("tuba", "nwj", "interpolated", "js"), ("cpc", "ml_cpc"), ("dv", "mine", "smile")

@@ -355,14 +355,14 @@ def doubts(
 ) -> list: # sentences
     "What should keep one from believing an estimate."
     value, n, table, said = estimate.value, estimate.batch, estimate.seeds, []
-    if (missing := bounds.shortfall(value, estimate.ceiling)) > .25: said.append(f"it is near the ceiling {estimate.ceiling:.2f} of {estimate.bound} with batches of {n}, and perhaps {missing:.1f} nats short for it: take larger batches" + ", or ml_cpc"*(estimate.bound == "cpc"))
+    if (missing := bounds.shortfall(value, estimate.ceiling)) > .25: said.append(f"it is near the ceiling {estimate.ceiling:.2f} of {estimate.bound} with batches of {n}, and at least about {missing:.1f} nats short for it: take larger batches" + ", or ml_cpc"*(estimate.bound == "cpc"))
     if math.isinf(estimate.ceiling) and bounds.too_few(value, n): said.append(f"at {value:.1f} nats a batch of {n} is too small for {estimate.bound}: the pairs that decide its value are too rare to be in one, and its scatter does not show it; take larger batches, or ml_cpc")
     if estimate.noise > max(abs(value), .5): said.append(f"one batch of {n} scatters by {estimate.noise:.2f} nats, more than the value: take larger batches or a bound of less variance (ml_cpc)")
     if value < -max(.02, 3*half_width(table.value)/2 if len(table) > 1 else .02): said.append("it is below zero, where no information is: the critic failed; take a smaller one, or more pairs")
     for reason, what in dict(steps="stopped because the steps were over, not because it had settled: pass more steps", diverged="became infinite and was stopped: take a smaller learning rate").items():
         if count := (table.stopped == reason).sum(): said.append(f"{count} of {len(table)} trainings {what}")
     if table.gap.mean() > max(.5, .5*abs(value)): said.append(f"the training pairs give {table.gap.mean():.2f} nats more than held-out ones: the critic learns them by heart; more pairs or a smaller critic would help")
-    if bounds.standing(estimate.bound, "batch", n, n, estimate.alpha) == "not a bound": said.append(f"{estimate.bound}" + f" at α = {estimate.alpha:g}"*(estimate.bound in ("cpc", "ml_cpc")) + " is not a lower bound: the value may be above the truth")
+    if (standing := bounds.standing(estimate.bound, "batch", n, n, estimate.alpha)) in ("not a bound", "no proof"): said.append(f"{estimate.bound}" + f" at α = {estimate.alpha:g}"*(estimate.bound in ("cpc", "ml_cpc")) + " is not " + "known to be "*(standing == "no proof") + "a lower bound: the value may be above the truth")
     return said
 
 # %% ../nbs/information/05_estimation.ipynb #c033

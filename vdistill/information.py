@@ -117,7 +117,7 @@ def entropy(
 def _joint_entropy(table, keep):
     drop = tuple(i for i in range(table.p.ndim) if i not in keep)
     p = table.p.sum(drop) if drop else table.p
-    if torch.is_tensor(p): return torch.special.entr(p).sum()
+    if torch.is_tensor(p): return -(p*torch.where(p > 0, p, 1).log()).sum() # gradients stay finite where an outcome is impossible
     return float(-(p * np.log(np.where(p > 0, p, 1))).sum())
 
 # %% ../nbs/information/01_information.ipynb #c019

@@ -507,7 +507,7 @@ def _draw_value(ax, part, here):
     low, high = part.alpha.min()/1.3, part.alpha.max()*1.3
     ax.axvspan(low, here.floor, color="#eeeeee", lw=0, zorder=0)
     top = 1.25*max(np.nan_to_num(here.truth), (part["mean"] + part.sd).max())
-    if here.floor > 3*low: ax.text(math.sqrt(low*here.floor), .02*top, "no bound", ha="center", va="bottom", color="#666666", fontsize=10)
+    if here.floor > 3*low: ax.text(math.sqrt(low*here.floor), .02*top, "no proof", ha="center", va="bottom", color="#666666", fontsize=10)
     _log_axis(ax, part.alpha, "alpha")
     ax.set(xlim=(low, high), ylim=(min(0, (part["mean"] - part.sd).min()), top), xlabel="α", ylabel="nats", title="ML-CPC")
 
