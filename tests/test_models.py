@@ -216,6 +216,15 @@ def test_no_download_without_a_network(monkeypatch):
 
 # ---- pooling, attention, and the lean network
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_edges_of_a_flat_image_in_half_precision(precision):
+    front, x = EdgeFront(), torch.zeros(2, 3, 24, 16)
+    x[1] = torch.rand(3, 24, 16, generator=generator("flat"))
+    with torch.autocast("cpu", getattr(torch, precision)): half = front(x)
+    assert not half[0].any() or half[0].abs().max() < .02
+    torch.testing.assert_close(half, front(x), rtol=0, atol=.05)
+
+
 def test_gem_against_float64():
     x, p = images(3, (7, 5)).sub(.3), 2.5 # some below zero
     slow = [[(max(float(v), 1e-6)**p) for v in x[b, c].double().flatten()] for b in range(3) for c in range(3)]

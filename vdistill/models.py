@@ -43,7 +43,7 @@ class EdgeFront(nn.Module):
         x: Tensor, # `(B, 3, H, W)` in [0, 1]
     ) -> Tensor: # `(B, 3, H, W)`
         grey = (x*self.luma).sum(1, keepdim=True)
-        gx, gy = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), self.kernels).split(1, dim=1)
+        gx, gy = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), self.kernels).to(grey.dtype).split(1, dim=1) # float16 would lose the 1e-8, and flat regions be 0/0
         strength = (gx*gx + gy*gy + 1e-8).sqrt()
         contrast = box_mean(strength, self.window) + self.eps
         return torch.cat([strength, (gx*gx - gy*gy)/strength, 2*gx*gy/strength], 1)/contrast
