@@ -1,7 +1,8 @@
 "What happens to a run while it runs: each of these does the thing."
-import errno, json, os, shutil, signal, subprocess, sys, time, warnings
+import errno, json, os, shutil, signal, stat, subprocess, sys, time, warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -106,15 +107,42 @@ def test_a_second_interrupt_ends_at_once():
         time.sleep(1)
 
 
-def test_accumulation_stops_between_steps_only(people, tmp_path):
-    settings = SMALL | dict(accumulate=2)
+@pytest.mark.parametrize("accumulate, at, saved", [(2, 4, 6), (2, 5, 6), (3, 5, 7), (3, 7, 8), (4, 0, 4)])
+def test_accumulation_stops_where_no_gradient_is_pending(people, tmp_path, accumulate, at, saved):
+    "An epoch of four batches ends a step as well; the state is that of the next complete step."
+    settings = SMALL | dict(accumulate=accumulate)
     Trainer(configure("synthetic", **settings), tmp_path/"whole", people).fit()
-    for at in (4, 5):
-        told = Told(configure("synthetic", **settings), tmp_path/f"run{at}", people)
-        told.at = at
-        with pytest.raises(Interrupted): told.fit()
-        Trainer.resume(tmp_path/f"run{at}", dataset=people).fit()
-        equal_runs(tmp_path/f"run{at}", tmp_path/"whole")
+    told = Told(configure("synthetic", **settings), tmp_path/"run", people)
+    told.at = at
+    with pytest.raises(Interrupted): told.fit()
+    assert load_state(tmp_path/"run")["step"] == saved
+    Trainer.resume(tmp_path/"run", dataset=people).fit()
+    equal_runs(tmp_path/"run", tmp_path/"whole")
+
+
+def test_a_signal_while_the_last_epoch_is_validated(people, whole, tmp_path):
+    class Late(Trainer):
+        def validate(self):
+            if self.epoch == self.config.epochs: os.kill(os.getpid(), signal.SIGTERM)
+            return super().validate()
+    with pytest.raises(Interrupted): Late(configure("synthetic", **SMALL), tmp_path/"run", people).fit()
+    assert not (tmp_path/"run"/"results.csv").exists()
+    Trainer.resume(tmp_path/"run", dataset=people).fit()
+    equal_runs(tmp_path/"run", whole)
+
+
+def test_a_state_of_another_device_goes_on(people, whole, tmp_path):
+    "A GPU's optimiser is fused and a CPU's is not; a state brings the word along, and the device at hand decides."
+    told = Told(configure("synthetic", **SMALL), tmp_path/"run", people)
+    told.at = 6
+    for group in told.optimizer.param_groups: group["fused"] = None
+    told.optimizer.state_dict = lambda real=told.optimizer.state_dict: (state := real()) | dict(param_groups=[g | dict(fused=True) for g in state["param_groups"]])
+    with pytest.raises(Interrupted): told.fit()
+    assert all(g["fused"] for g in load_state(tmp_path/"run")["optimizer"]["param_groups"])
+    resumed = Trainer.resume(tmp_path/"run", dataset=people)
+    assert not any(g["fused"] for g in resumed.optimizer.param_groups)
+    resumed.fit()
+    equal_runs(tmp_path/"run", whole)
 
 
 # ---- killed
@@ -162,6 +190,19 @@ def test_a_lock_dies_with_its_holder(tmp_path):
     holder.kill()
     holder.wait()
     with FolderLock(tmp_path): pass
+
+
+def test_a_file_system_without_locks_or_folder_flushes(people, whole, tmp_path, monkeypatch):
+    "As some network file systems answer: a word of warning, and the same run."
+    def none(*_): raise OSError(errno.ENOSYS, "Function not implemented")
+    fsync = os.fsync
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode): raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+    monkeypatch.setattr("vdistill.core._lock", none)
+    monkeypatch.setattr(os, "fsync", files_only)
+    with pytest.warns(UserWarning, match="without locks"): Trainer(configure("synthetic", **SMALL), tmp_path/"run", people).fit()
+    equal_runs(tmp_path/"run", whole)
 
 
 # ---- files
@@ -313,6 +354,17 @@ def test_a_loss_that_is_no_number_stops_with_a_report(people, tmp_path):
     assert report["images"] == [f"record {i}, identity {people.records.identity[i]}" for i in rows]
     assert all(p.isfinite().all() for p in spoiled.model.parameters()) # the step was not taken
     assert load_state(tmp_path/"run")["epoch"] == 2
+
+
+def test_a_loss_that_is_no_number_stops_under_a_scaler_too(people, tmp_path):
+    "Gradients too large for float16 are the scaler's business; a loss that is no number is not."
+    spoiled = Spoiled(configure("synthetic", **SMALL, precision="float16"), tmp_path/"run", people)
+    spoiled.at = (10,)
+    said = message(spoiled.fit)
+    assert "step 10" in said and "precision=bfloat16" in said
+    plain = Trainer(configure("synthetic", **SMALL, precision="float16"), None, people)
+    plain.fit()
+    assert plain.watch.read()[0] == 0 and all(np.isfinite(row["loss"]) for row in plain.history)
 
 
 def test_some_may_be_left_out(people, tmp_path):

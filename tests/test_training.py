@@ -69,8 +69,31 @@ def test_types_and_ranges(settings): assert repr(*settings.values()) in message(
 
 
 def test_numbers_as_yaml_reads_them():
-    c = configure("synthetic", learning_rate="1e-3", beta=2)
-    assert (c.learning_rate, c.beta) == (.001, 2.) and type(c.beta) is float
+    c = configure("synthetic", learning_rate="1e-3", beta=2, decay_at=["6e-1", .85])
+    assert (c.learning_rate, c.beta, c.decay_at) == (.001, 2., (.6, .85)) and type(c.beta) is float
+
+
+@pytest.mark.parametrize("settings, part", [({"grid": [4]}, "rows and columns"), ({"grid": [4, 4, 4]}, "rows and columns"), ({"data.seed": 3}, "data.seed"), ({"data.spec": "a"}, "data.spec"), ({"seed": -1}, "seed=-1")])
+def test_what_would_fail_later(settings, part): assert part in message(configure, "synthetic", **settings)
+
+
+def test_a_headline_that_the_network_has_not(people):
+    config = configure("synthetic", **SMALL, hold_out=False, headline="z specific+share")
+    assert "z specific+shared" in message(Trainer, config, None, people)
+    for name in ("v shared", "z specific+shared"): Trainer(dataclasses.replace(config, headline=name), None, people)
+    Trainer(configure("synthetic", "baseline", **SMALL, hold_out=False, headline="z shared"), None, people) # without a bottleneck it is that of v
+    Trainer(dataclasses.replace(config, hold_out=True), None, people)                                       # validation chooses
+
+
+def test_a_run_finds_its_dataset_from_any_folder(people, tmp_path, monkeypatch):
+    (tmp_path/"day").mkdir()
+    monkeypatch.chdir(tmp_path/"day")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for where, spec in (("a", "csv:list.csv"), ("b", "csv:~/day/list.csv"), ("c", f"csv:{tmp_path}/x/../day/list.csv")):
+        Trainer(configure(spec, **SMALL), tmp_path/where, people)
+        assert read_config(tmp_path/where).dataset == f"csv:{tmp_path/'day'/'list.csv'}"
+    Trainer(configure("synthetic", **SMALL), tmp_path/"d", people)
+    assert read_config(tmp_path/"d").dataset == "synthetic"
 
 
 def test_methods_set_terms():

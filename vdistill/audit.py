@@ -12,7 +12,7 @@ __all__ = ['STRENGTHS', 'PROBES', 'SHRINKAGE', 'TEMPERATURES', 'VIEW', 'AUDIT_CO
            'embed_sample', 'plot_consistency', 'write_audit']
 
 # %% ../nbs/looking/21_audit.ipynb #c002
-import inspect, time
+import inspect, shlex, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -700,7 +700,7 @@ def open_audit(
 def load_finished(run_dir, device="auto"):
     "As `load_run`; a run without results is not finished."
     config = read_config(run_dir)
-    if not (Path(run_dir)/"results.csv").is_file(): raise InputError(f"{run_dir} is not finished: go on with vdistill train --resume {run_dir}")
+    if not (Path(run_dir)/"results.csv").is_file(): raise InputError(f"{run_dir} is not finished: go on with vdistill train --resume {shlex.quote(str(run_dir))}")
     return load_run(run_dir, device)
 
 def audit_dataset(

@@ -8,7 +8,7 @@ __all__ = ['WEIGHTS', 'STATE', 'CHECKSUMS', 'FORMAT', 'PREVIOUS', 'CheckpointErr
            'load_weights', 'load_state', 'load_checkpoint', 'check_checkpoint', 'rng_state', 'set_rng_state']
 
 # %% ../nbs/reid/17_checkpoints.ipynb #c002
-import errno, hashlib, io, json, os, re, shutil, warnings
+import errno, hashlib, io, json, os, re, shlex, shutil, warnings
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
@@ -61,6 +61,8 @@ def _flush_folder(folder):
     if os.name != "posix": return
     handle = os.open(folder, os.O_RDONLY)
     try: os.fsync(handle)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS): raise # a file system that knows no such thing does what it can
     finally: os.close(handle)
 
 # %% ../nbs/reid/17_checkpoints.ipynb #c016
@@ -115,7 +117,7 @@ def save_checkpoint(
 
 def _no_room(folder, error, need):
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"{folder} cannot be written ({error.strerror}); the checkpoint before is whole"
-    return f"no room for a checkpoint in {folder}: {need/1e6:,.1f} MB are needed, {shutil.disk_usage(folder).free/1e6:,.1f} MB are free ({error.strerror}). The checkpoint before is whole; make room and go on with vdistill train --resume {folder}"
+    return f"no room for a checkpoint in {folder}: {need/1e6:,.1f} MB are needed, {shutil.disk_usage(folder).free/1e6:,.1f} MB are free ({error.strerror}). The checkpoint before is whole; make room and go on with vdistill train --resume {shlex.quote(str(folder))}"
 
 # %% ../nbs/reid/17_checkpoints.ipynb #c021
 PREVIOUS = "previous"

@@ -140,7 +140,10 @@ class TrainConfig:
             if getattr(self, name) < 1: raise InputError(f"{name}={shown(getattr(self, name))}: must be at least 1")
         for names, low, high in LIMITS:
             for name in names.split(): _within(name, getattr(self, name), low, high)
-        for at in self.decay_at: _within("decay_at", as_kind(float, "decay_at", at), 0, 1)
+        self.decay_at = tuple(as_kind(float, "decay_at", at) for at in self.decay_at)
+        for at in self.decay_at: _within("decay_at", at, 0, 1)
+        _within("seed", self.seed, 0, math.inf)
+        if len(self.grid) != 2: raise InputError(f"grid={shown(list(self.grid))}: must be two numbers, rows and columns")
         for name in ("grid", "hidden", "z_hidden"):
             for n in getattr(self, name): _within(name, as_kind(int, name, n), 1, math.inf)
         if self.views == "grey" and self.network != "three": raise InputError("views=grey needs network=three: a lean network has no branch for the grey copy")
@@ -208,5 +211,6 @@ def _gathered(settings): # with `data.NAME` inside of `data`
 def _check_names(settings, where):
     known = [f.name for f in dataclasses.fields(TrainConfig)]
     for name in settings:
+        if name in ("data.seed", "data.spec"): raise InputError(f"{name}{where}: the data's seed is the run's, and the spec is its dataset")
         if name not in known and not name.startswith("data."):
             raise InputError(f"no setting {shown(name)}{where}: did you mean {' or '.join(difflib.get_close_matches(name, known, 3, .3)) or ', '.join(known)}?")

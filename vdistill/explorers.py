@@ -605,7 +605,7 @@ class Dashboard(Explorer):
             for _ in trainer.epochs(self.steps): pass
             self.results, done = trainer.test(), True
             said = "Finished" + (f"; the headline feature is {trainer.best['feature']}" if trainer.best["feature"] else "")
-        except Interrupted: said = f"Stopped{' and saved' if self.folder and trainer.done % self.config.accumulate == 0 else ''}, {trainer.done} of {len(trainer.sampler)} batches into epoch {trainer.epoch}"
+        except Interrupted: said = f"Stopped{' and saved' if self.folder else ''}, {trainer.done} of {len(trainer.sampler)} batches into epoch {trainer.epoch}"
         except Exception as e: said = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {e}" # a thread has nobody to raise it to
         if not (self.own or done): self.trainer = None # who goes on reads the folder again: somebody else may have trained there
         self.running, self.said = False, said

@@ -8,7 +8,7 @@ __all__ = ['COUNTERS', 'rate', 'pick_device', 'make_optimizer', 'build_model', '
            'configure']
 
 # %% ../nbs/reid/16_training.ipynb #c002
-import dataclasses, itertools, math, time, warnings
+import dataclasses, itertools, math, os, shlex, time, warnings
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
@@ -23,7 +23,7 @@ from .cache import Pixels
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .config import TrainConfig, configure, read_yaml
 from .core import InputError, atomic_path, generator, seeded
-from .data import ReIDDataset, load_dataset
+from .data import ReIDDataset, as_path, load_dataset, shown
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
 from .guard import FolderLock, Interrupted, Signals, Watch, gpu_failed, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
@@ -198,6 +198,7 @@ class Trainer:
         self.model = synchronised(self.model.to(self.device))
         self.embed = Embedder(self.model, self.config, self.device)
         self.regulariser = build_regulariser(config, self.model.shared.encoder.out_features, classes).to(self.device)
+        if not config.hold_out: self.check_headline()
         self.parts = nn.ModuleList([self.model, self.regulariser])
         self.optimizer = make_optimizer(self.parts, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
@@ -207,6 +208,11 @@ class Trainer:
         self.epoch, self.step, self.done, self.seconds, self.history, self.total = 0, 0, 0, 0., [], {} # `done`: batches of this epoch, `total`: their terms
         self.best, self.best_weights = dict(epoch=-1, feature="", value=-1.), None
         self.run_dir = None if run_dir is None or world()[0] else start_run(run_dir, self.config) # one process writes
+
+    def check_headline(self):
+        "A feature that the network does not have is missed before the training, not after."
+        with torch.no_grad(): names = list(self.model.eval().embed(torch.zeros(1, 3, *self.dataset.image_size, device=self.device), 0))
+        if self.headline() not in names: raise InputError(f"headline={shown(self.headline())}: this network has {', '.join(names)}")
 
     def fit(self) -> pd.DataFrame: # tidy results on the test identities
         "Train to the end, validate on the way, test once."
@@ -227,6 +233,7 @@ class Trainer:
                     if not (said := self.explain(e)): raise
                     raise InputError(f"{said}. {self.kept()}") from None
                 yield self.history[-1]
+            if caught := any_process(self.signals.caught, self.device): self.stop(caught) # it came while the last epoch was validated
 
     def run_epoch(self, bar):
         "Train, validate when it is due, save."
@@ -274,24 +281,25 @@ class Trainer:
 
     def update(self, loss):
         "Take the step, unless loss or gradients are no numbers."
-        bad = self.watch.see(loss, self.parts.parameters(), self.step)
-        if self.scaler.is_enabled(): # which looks for itself: a gradient too large for float16 is no fault
+        scaled = self.scaler.is_enabled() # it looks at gradients itself: one too large for float16 is no fault, a loss that is no number is one
+        bad = self.watch.see(loss, [] if scaled else self.parts.parameters(), self.step)
+        if scaled:
             self.scaler.step(self.optimizer)
             return self.scaler.update()
-        if self.device.type != "cpu": self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float() # the fused optimiser leaves the step out itself
+        if self.optimizer.param_groups[0].get("fused"): self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float() # the fused optimiser leaves the step out itself
         elif bad: return
         self.optimizer.step()
 
     def look(self):
         "Stop where a signal came, where more steps than allowed were no numbers, or where the batch statistics are none."
-        if caught := any_process(self.signals.caught, self.device): self.stop(caught)
+        if (caught := any_process(self.signals.caught, self.device)) and (self.done % self.config.accumulate == 0 or self.done == len(self.sampler)): self.stop(caught) # no gradient is pending
         count, first = self.watch.read()
         lost = count > 0 and not all(b.isfinite().all() for b in self.model.buffers())
-        if self.scaler.is_enabled() or (count <= self.config.skip_nonfinite and not lost): return
+        if count <= self.config.skip_nonfinite and not lost: return
         rows = self.batch_of(first)
         report = write_report(self.run_dir, step=first, epoch=first//len(self.sampler), seed=self.config.seed, steps=count, kept=self.kept(), images=self.names(rows))
         raise InputError(f"loss or gradient was no number in {count} step{'s'*(count > 1)}, first in step {first} (epoch {first//len(self.sampler)}, seed {self.config.seed}).{report} "
-                         f"Lower learning_rate={self.config.learning_rate}, or allow such steps by skip_nonfinite={max(count, 3)}. {self.kept()}")
+                         f"Lower learning_rate={self.config.learning_rate}, " + "take precision=bfloat16, "*self.scaler.is_enabled() + f"or allow such steps by skip_nonfinite={max(count, 3)}. {self.kept()}")
 
     def batch_of(self, step) -> np.ndarray: # rows of the dataset
         "The images of a step, visible ones first."
@@ -309,11 +317,11 @@ class Trainer:
     def kept(self) -> str:
         "What a stop leaves behind, in words."
         if not self.run_dir or not (self.run_dir/STATE).exists(): return "No state was saved yet"
-        return f"The last state that was saved is whole: vdistill train --resume {self.run_dir}"
+        return f"The last state that was saved is whole: vdistill train --resume {shlex.quote(str(self.run_dir))}"
 
     def stop(self, number):
         "Save in the middle of an epoch, and end."
-        if self.run_dir and self.done % self.config.accumulate == 0: self.save()
+        self.save()
         raise Interrupted(number)
 
     def compile(self):
@@ -331,12 +339,15 @@ class Trainer:
 
     def keep(self, feature="", value=-1., scores=None) -> dict: # nothing for the history
         "These weights are the run's, until better ones come; without validation the last are."
-        feature = feature or self.config.headline or "z shared"
-        if not self.config.bottleneck: feature = feature.replace("z ", "v ")
-        self.best = dict(epoch=self.epoch - 1, feature=feature, value=value, scores=scores or {})
+        self.best = dict(epoch=self.epoch - 1, feature=feature or self.headline(), value=value, scores=scores or {})
         self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         if self.run_dir: save_weights(self.run_dir, self.model)
         return {}
+
+    def headline(self) -> str:
+        "The feature to report where nothing is chosen."
+        name = self.config.headline or "z shared"
+        return name if self.config.bottleneck else name.replace("z ", "v ")
 
     def test(self) -> pd.DataFrame:
         "Read the test identities once, with the weights and the headline feature that validation chose."
@@ -366,6 +377,7 @@ class Trainer:
         self = cls(config if state is None else dataclasses.replace(config, start=None, weights=None), None, dataset, progress)
         self.config, self.run_dir = dataclasses.replace(self.config, start=config.start, weights=config.weights), None if world()[0] else run_dir
         if state is None: return self # cut off before its first state: from the start
+        for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups): saved["fused"] = own["fused"] # as this device wants it
         for part in ("model", "regulariser", "optimizer", "scaler"): getattr(self, part).load_state_dict(state.get(part, {}))
         for k in COUNTERS: setattr(self, k, state.get(k, getattr(self, k)))
         self.best_weights = weights
@@ -384,7 +396,8 @@ def start_run(
     run_dir = Path(run_dir)
     if (run_dir/"config.yaml").exists(): raise InputError(f"{run_dir} already holds a run: resume it (--resume), or choose another folder (--out)")
     if run_dir.exists() and not run_dir.is_dir(): raise InputError(f"{run_dir} is a file; choose another folder (--out)")
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    kind, _, where = config.dataset.partition(":")
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()} | dict(dataset=f"{kind}:{Path(os.path.abspath(as_path(where)))}" if where else kind) # found from any folder
     with atomic_path(run_dir/"config.yaml") as p: p.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return run_dir
 
