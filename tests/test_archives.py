@@ -539,10 +539,14 @@ def test_doctor_for_pairs(tmp_path):
 
 
 def test_doctor_for_manifests(tmp_path, sysu):
-    rows = [f"{p},{i},{m},{s}" for p, i, m, s in load_dataset(f"sysu:{sysu}").records[["path", "identity", "modality", "split"]].head(30).itertuples(index=False)]
-    (tmp_path / "m.csv").write_text("\n".join(["path,identity,modality,split", *rows, "gone.jpg,1,0,train"]), encoding="utf-8")
+    records = load_dataset(f"sysu:{sysu}").records[["path", "identity", "modality", "split"]]
+    rows = [f"{p},{i},{m},{s}" for p, i, m, s in records.groupby(["split", "identity", "modality"]).head(1).itertuples(index=False)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,identity,modality,split", *rows, "gone.jpg,999,0,train"]), encoding="utf-8")
     report = doctor(f"csv:{tmp_path / 'm.csv'}")
     assert wrong(report) == {"images"} and "gone.jpg: missing" in str(report) and check(report, "identities in one modality only").ok is None
+    for missing, found in ((("1,test", "0,test"), {"test images"}), (("1,test",), {"test images"}), (("1,train",), {"train images"}), (("1,val",), {"val images"}), (("0,val", "1,val"), set())):
+        (tmp_path / "m.csv").write_text("\n".join(["path,identity,modality,split", *(row for row in rows if not row.endswith(missing))]), encoding="utf-8")
+        assert wrong(doctor(f"csv:{tmp_path / 'm.csv'}")) == found
     (tmp_path / "m.csv").write_text("path,identity\n")
     assert wrong(doctor(f"csv:{tmp_path / 'm.csv'}")) == {"manifest"}
 

@@ -262,6 +262,17 @@ def test_images_of_other_kinds(tmp_path):
     assert len(check_images([tmp_path / "deep.png", tmp_path, tmp_path / "gone"])) == 2
 
 
+def test_pixels_that_are_no_number(tmp_path):
+    "A dead pixel of a thermal camera is dark, one out of range bright, and the others keep their contrast."
+    ramp = np.arange(12, dtype=np.float32).reshape(3, 4)
+    odd = ramp.copy(); odd[0, :3] = np.nan, np.inf, -np.inf
+    Image.fromarray(ramp[0:3]).save(tmp_path / "ramp.tif"); Image.fromarray(odd).save(tmp_path / "odd.tif")
+    assert list(read_image(tmp_path / "odd.tif", "L")[0]) == [0, 255, 0, 0]
+    assert (read_image(tmp_path / "odd.tif", "L")[1:] == np.round((ramp[1:] - 3) * 255/8)).all() and read_image(tmp_path / "ramp.tif", "L").max() == 255
+    Image.fromarray(np.full((3, 4), np.nan, np.float32)).save(tmp_path / "none.tif")
+    assert "none.tif: no pixel" in message(read_image, tmp_path / "none.tif")
+
+
 def test_memory_is_estimated_first(pairs):
     said = message(PairsDataset, pairs, max_gigabytes=1e-3)
     assert "GB" in said and "max_scenes=" in said
@@ -301,6 +312,11 @@ def test_boxes(pairs):
     assert dataset.image_size == (64, 32) and dataset.images(np.arange(len(dataset)))[0].shape == (3, 64, 32)
     assert r.identity.nunique() == 6 and (r.groupby("identity")["split"].nunique() == 1).all() and (r.groupby("scene")["split"].nunique() == 1).all()
     assert r[(r.scene == "s1") & (r.top == 140)].height.unique() == [70] and "s5" not in set(r.scene)
+
+
+@pytest.mark.parametrize("names, part", [(("7", "07"), "7 and 07"), (("7", "-7"), "line 3: -7")])
+def test_boxes_of_identities_that_are_one_number_or_negative(pairs, names, part):
+    assert part in (said := message(PairsDataset, boxes(pairs, [f"s0,10,10,48,64,{names[0]}", f"s5,10,10,48,64,{names[1]}"]))) and "boxes.csv" in said
 
 
 def test_box_pixels(pairs):
@@ -384,6 +400,13 @@ def test_manifest_faults(images):
     said = message(CSVDataset, manifest(images, rows_of()))
     assert "3 unusable images" in said and "0v.png: empty" in said and "2v.png: missing" in said
     assert "max_gigabytes" in message(CSVDataset, manifest(images, rows_of()), max_gigabytes=1e-6)
+
+
+def test_identities_that_are_one_number_or_negative(images):
+    rows = ["0v.png,7,0,v,train", "0i.png,7,1,i,train", "1v.png,007,0,v,test", "1i.png,007,1,i,test", "2v.png,8,0,v,train"]
+    assert "1 number under several names in" in (said := message(CSVDataset, manifest(images, rows))) and "7 and 007" in said
+    assert "1 negative identity in" in (said := message(CSVDataset, manifest(images, ["0v.png,-1,0,v,train", "0i.png,3,1,i,train"]))) and "line 2: -1" in said
+    assert len(CSVDataset(manifest(images, ["0v.png,007,0,v,train", "0i.png,007,1,i,train", "1v.png,0,1,v,test", "1i.png,0,01,i,test"]))) == 4
 
 
 def test_quoted_cells(images):

@@ -1,6 +1,7 @@
 "Scores against a slow oracle on random, tied and degenerate rankings; protocols, rows and baselines."
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from vdistill.core import InputError
 from vdistill.data import Protocol, load_dataset
-from vdistill.evaluation import (COLUMNS, DIRECTIONS, chance_scores, evaluate, gallery_draws, hog_features, mean_over_draws, paired_differences,
+from vdistill.evaluation import (COLUMNS, DIRECTIONS, ProtocolScores, chance_scores, evaluate, gallery_draws, hog_features, mean_over_draws, official_scores, paired_differences,
                                  pairwise_distances, pixel_features, protocol_text, results_frame, retrieval_scores, run_columns, score_features, summarize)
 
 exact = dict(atol=1e-12, rtol=0)
@@ -320,6 +321,23 @@ def test_handcrafted_features(monkeypatch):
     with pytest.raises(InputError, match="smaller than one HOG block"): hog_features(images[..., :12])
     monkeypatch.setitem(sys.modules, "skimage.feature", None)
     with pytest.raises(InputError, match=r"pip install vdistill\[baselines\]"): hog_features(images)
+
+
+@pytest.mark.parametrize("kind", ["sysu", "regdb", "llcm"])
+def test_official_scores_are_computed_where_the_features_are_made(monkeypatch, kind):
+    asked = []
+    def scores(*args, device=None, **options):
+        asked.append(device)
+        return {} if kind != "sysu" else ProtocolScores("", "", "", 1, ())
+    monkeypatch.setattr(f"vdistill.evaluation.{kind}_scores", scores)
+    records = pd.DataFrame(dict(identity=[1, 1], camera=[1, 3], modality=[0, 1]))
+    dataset = SimpleNamespace(published=kind, records=records, permutations={}, images=lambda rows, draw: torch.zeros(len(rows), 3, 4, 4), query_gallery=lambda query: (np.array([1]), np.array([0])))
+    extract = lambda images, modality: dict(x=images.flatten(1))
+    official_scores(dataset, extract)
+    extract.device = torch.device("cpu")
+    official_scores(dataset, extract)
+    half = len(asked)//2
+    assert asked == [None]*half + [torch.device("cpu")]*half and half
 
 
 @pytest.mark.pairs

@@ -1,5 +1,5 @@
 "Two processes on one batch: the loss curve and gradients of one; one writer; and what happens when a process dies."
-import json, os, signal, subprocess, sys, time
+import inspect, json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 
 from vdistill.core import InputError
 from vdistill.data import load_dataset
-from vdistill.parallel import OwnRows, all_rows, check_share, gather_features, own_part, spread, world
+from vdistill.parallel import OwnRows, all_rows, check_share, gather_features, join_world, own_part, spread, world
 from vdistill.training import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +109,16 @@ def test_a_lost_process_ends_the_others(tmp_path):
     (tmp_path/"run"/"config.yaml").write_text((tmp_path/"run"/"config.yaml").read_text().replace("epochs: 2000", "epochs: 3"))
     epochs = len(pd.read_csv(tmp_path/"run"/"history.csv"))
     assert epochs >= 1
+
+
+def test_a_process_that_waits_in_vain_says_so(tmp_path):
+    "Machines may be ready minutes apart, while one of them decodes a dataset; where the others never come, one sentence."
+    assert inspect.signature(join_world).parameters["seconds"].default >= 1800
+    code = "import torch\nfrom vdistill.core import InputError\nfrom vdistill.parallel import join_world\ntry: join_world(torch.device('cpu'), 1)\nexcept InputError as e: print(e)"
+    with socket.socket() as free: free.bind(("localhost", 0)); port = free.getsockname()[1]
+    alone = ENV | dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    done = subprocess.run([sys.executable, "-c", code], env=alone, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("process 0 of 2 has not met the others within 1 s"), done.stderr[-2000:]
 
 
 def test_alone_nothing_is_shared():

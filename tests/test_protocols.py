@@ -11,7 +11,7 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 from vdistill import evaluation
 from vdistill.core import InputError
 from vdistill.evaluation import DIRECTIONS, ProtocolScores, RetrievalScores, llcm_scores, pairwise_distances, regdb_scores, results_frame, retrieval_scores, run_columns, sysu_scores
-from vdistill.protocols import evaluation_ratios, loop_scores, sysu_galleries
+from vdistill.protocols import _device, evaluation_ratios, loop_scores, sysu_galleries
 from vdistill.retrieval import _count_within
 
 exact = dict(atol=1e-12, rtol=0)
@@ -380,6 +380,11 @@ def test_nothing_is_changed_and_tensors_arrays_and_lists_are_alike():
     c = sysu_scores(*(x.tolist() for x in data[:6]), data[6], trials=2)
     np.testing.assert_allclose(numbers(a.mean), numbers(b.mean), **exact)
     assert numbers(c.mean)[-1] == numbers(a.mean)[-1] and numbers(c.mean)[2] == pytest.approx(numbers(a.mean)[2], abs=1e-3)   # a list of floats becomes float32
+
+
+def test_where_distances_are_computed():
+    assert _device("cpu").type == _device(torch.device("mps")).type == "cpu"   # Apple's GPUs have no float64
+    assert _device(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 @pytest.mark.cuda

@@ -704,8 +704,14 @@ def _examine_csv(kind, where):
     seen = table.groupby("identity").modality.nunique()
     checks = [Check("manifest", True, f"{len(table):,} images of {len(seen):,} identities"),
               Check("identities in one modality only", None if (seen == 1).any() else True, f"{(seen == 1).sum():,}", "", "Nothing across modalities can be learned or asked there"),
-              *(Check(f"{split} images", True, "{:,} of {:,} identities".format((part := table[table.split == split]).shape[0], part.identity.nunique())) for split in SPLITS)]
+              *(_check_split(table[table.split == split], split) for split in SPLITS)]
     return table.path.tolist(), checks
+
+def _check_split(part, split): # has it the people that `train` asks for?
+    seen = part.groupby("identity").modality.nunique()
+    both, least = (seen == 2).sum(), {"train": 2, "val": int(len(part) > 0), "test": 1}[split] # without any, validation is drawn from train
+    advice = "Training searches across modalities: list a visible and an infrared image of them"
+    return Check(f"{split} images", bool(both >= least), f"{len(part):,} of {len(seen):,} identities, {both:,} in both modalities", f"at least {least} in both", advice)
 
 def _examine_synthetic(kind, where): return [], _opens("synthetic")
 

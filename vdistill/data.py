@@ -7,11 +7,11 @@ __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MOD
            'ReIDDataset', 'read_image', 'complain', 'read_all', 'check_images', 'as_path', 'find_pairs', 'read_pair',
            'grey', 'grid_windows', 'textured', 'thumbnail', 'near_duplicates', 'block_splits', 'uniform', 'Jitter',
            'view_parameters', 'cut', 'sample_views', 'Grid', 'image_shape', 'as_size', 'size_for', 'PairsDataset',
-           'codes', 'disjoint', 'read_table', 'read_boxes', 'Boxes', 'read_manifest', 'draw_validation', 'CSVDataset',
-           'parse_spec', 'load_dataset']
+           'codes', 'check_identities', 'disjoint', 'read_table', 'read_boxes', 'Boxes', 'read_manifest',
+           'draw_validation', 'CSVDataset', 'parse_spec', 'load_dataset']
 
 # %% ../nbs/reid/10_data.ipynb #c002
-import csv, difflib, inspect, os, reprlib, warnings
+import csv, difflib, inspect, os, re, reprlib, warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,12 +91,12 @@ def read_image(
     path, # any format that pillow reads
     mode: str = "RGB", # or `L`, grey
 ) -> np.ndarray: # uint8, `(H, W, 3)` or `(H, W)`
-    "Decode one image; raises `InputError` that names the file. Grey of more than 8 bits is stretched from its minimum to its maximum."
+    "Decode one image; raises `InputError` that names the file. Grey of more than 8 bits is stretched from its minimum to its maximum; NaN becomes the minimum."
     try:
         if Path(path).stat().st_size == 0: raise InputError(f"{path}: empty file")
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened) # as every viewer shows it
-            if image.mode[0] in "IF": image = _stretch(image)
+            if image.mode[0] in "IF": image = _stretch(image, path)
             return np.asarray(image.convert(mode))
     except FileNotFoundError: raise InputError(f"{path}: missing") from None
     except InputError: raise
@@ -104,9 +104,12 @@ def read_image(
         raise InputError(f"{path}: no image, or not all of it ({type(e).__name__})") from None
 
 # %% ../nbs/reid/10_data.ipynb #c018
-def _stretch(image):
+def _stretch(image, path):
     x = np.asarray(image).astype(np.float64)
-    return Image.fromarray(((x - x.min()) * (255 / max(np.ptp(x), 1e-12))).round().astype(np.uint8))
+    if not (finite := x[np.isfinite(x)]).size: raise InputError(f"{path}: no pixel is a finite number; write the image again")
+    low, high = finite.min(), finite.max()
+    x = np.nan_to_num(x, nan=low, posinf=high, neginf=low)
+    return Image.fromarray(((x - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
 
 # %% ../nbs/reid/10_data.ipynb #c019
 def _count(n, what): return f"{n} {what}" if n == 1 else f"{n} {what[:-1]}ies" if what[-1] == "y" else f"{n} {what}s"
@@ -496,6 +499,17 @@ def codes(
     return pd.factorize(names)[0].astype(np.int64)
 
 # %% ../nbs/reid/10_data.ipynb #c072
+def check_identities(
+    table: pd.DataFrame, # of `read_table`: identity (strings) and line
+    path, # of the file
+):
+    "Raise for identities that would become negative numbers, or one number from several names: 7 and 007."
+    negative = [f"line {n}: {name}" for n, name in zip(table.line, table.identity) if re.fullmatch(r"-\d+", name)]
+    complain(negative, "negative identity", "Take these lines out where they show nobody in particular, or number the identities from 0", f"in {path}")
+    whole = table.identity[table.identity.str.fullmatch(r"\d+")].drop_duplicates()
+    names = whole.groupby(whole.str.lstrip("0"), sort=False).agg(" and ".join)[lambda said: said.str.contains(" ")]
+    complain(names.to_list(), "number", "Write each identity in one way", f"under several names in {path}")
+
 def disjoint(
     windows: pd.DataFrame, # sorted by scene, with identity and split
 ) -> tuple[pd.DataFrame, list]: # the rows that stay, and a note if some had to go
@@ -543,6 +557,7 @@ def read_boxes(
     faults = [f"line {n}: x, y, w, h must be numbers, w and h at least 2" for n in table.line[bad]]
     faults += [f"line {n}: no scene {name!r}" for n, name, scene in table[["line", "name", "scene"]].itertuples(index=False) if scene not in known]
     complain(faults, "bad line", "Correct these lines", f"in {path}")
+    check_identities(table, path)
     table[WINDOW] = numbers.astype(int)
     return table[["scene", *WINDOW, "identity", "line"]].sort_values(["scene", "line"], ignore_index=True)
 
@@ -584,6 +599,7 @@ def read_manifest(
     faults += [f"line {n}: split {s!r}" for n, s in zip(table.line[~split.isin(SPLITS)], table.split[~split.isin(SPLITS)])]
     faults += [f"line {row.line}: {row.path} is listed before" for row in table[table.path.duplicated()].itertuples()]
     complain(faults, "bad line", f"A modality is {' or '.join(MODALITIES)}, a split {', '.join(SPLITS)}, and a path is listed once", f"in {path}")
+    check_identities(table, path)
     torn = split.groupby(table.identity).nunique()
     complain(torn.index[torn > 1].to_list(), "identity", "Give each identity one split", f"in more than one split of {path}")
     camera = codes(table.camera) if "camera" in table else modality

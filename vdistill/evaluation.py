@@ -140,16 +140,17 @@ def official_scores(
     reranking: tuple|None = None, # (k1, k2, lambda_value): re-rank, and say so
     batch_size: int = 256,
 ) -> list: # of (feature name, `ProtocolScores`)
-    "The test images of a published dataset under its published protocol, every feature and setting."
+    "The test images of a published dataset under its published protocol, every feature and setting; distances are computed on `extract.device`, where it is there."
     if dataset.published not in OFFICIAL: raise InputError(f"{dataset.name} has no published protocol; those that have are {', '.join(OFFICIAL.values())}")
     infrared, visible = dataset.query_gallery("infrared")
     v, i = (extract_features(dataset, extract, rows, m, batch_size=batch_size) for m, rows in enumerate((visible, infrared)))
+    options = dict(reranking=reranking, device=getattr(extract, "device", None))
     about = lambda rows: [dataset.records[c].to_numpy()[rows] for c in ("identity", "camera")]
     (v_ids, v_cams), (i_ids, i_cams) = about(visible), about(infrared)
     def scores(v, i):
-        if dataset.published == "sysu": return [sysu_scores(i, i_ids, i_cams, v, v_ids, v_cams, dataset.permutations, mode=mode, shots=k, trials=trials, draw=draw, reranking=reranking) for mode in modes for k in shots]
-        if dataset.published == "regdb": return regdb_scores([(v, v_ids, i, i_ids)], reranking=reranking).values()
-        return llcm_scores(v, v_ids, v_cams, i, i_ids, i_cams, trials=trials, reranking=reranking).values()
+        if dataset.published == "sysu": return [sysu_scores(i, i_ids, i_cams, v, v_ids, v_cams, dataset.permutations, mode=mode, shots=k, trials=trials, draw=draw, **options) for mode in modes for k in shots]
+        if dataset.published == "regdb": return regdb_scores([(v, v_ids, i, i_ids)], **options).values()
+        return llcm_scores(v, v_ids, v_cams, i, i_ids, i_cams, trials=trials, **options).values()
     return [(name, s) for name in v for s in scores(v[name], i[name])]
 
 # %% ../nbs/reid/15_evaluation.ipynb #c021

@@ -26,12 +26,15 @@ def world() -> tuple: # (number of this process, number of processes)
 
 def join_world(
     device: torch.device, # of this process
-    seconds: int = 60, # after which a process that does not answer is taken for lost
+    seconds: int = 1800, # after which a process that does not answer is taken for lost: others may decode a dataset, compile or write meanwhile
 ):
     "Meet the other processes that `torchrun` has started; nothing happens without it."
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized(): return
     if device.type == "cuda": torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds))
+    try: dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds))
+    except RuntimeError as e: # of the store, of gloo or of NCCL
+        raise InputError(f"process {os.environ.get('RANK', 0)} of {os.environ['WORLD_SIZE']} has not met the others within {seconds} s ({str(e).splitlines()[0][:120]}); "
+                         "look at what they have written, and whether each machine reaches MASTER_ADDR") from None
 
 def own_device(
     device: torch.device, # that the configuration asks for

@@ -80,7 +80,9 @@ def _as_cameras(cameras, name, images):
     if cameras.shape != (images,) or cameras.dtype.kind not in "iu": raise InputError(f"{name} is {cameras.dtype} of shape {cameras.shape}; needed: one whole number for each of {images} images")
     return cameras
 
-def _device(device): return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _device(device):
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device("cpu") if device.type == "mps" else device # which has no float64
 
 def _score_trials(query, gallery, galleries, excluded, rules, metric, reranking, device): # one `RetrievalScores` a trial; a side is (features, ids)
     (q, q_ids), (g, g_ids) = query, gallery
