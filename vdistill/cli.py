@@ -49,7 +49,7 @@ def change_run(
     from vdistill.parallel import first_process
     from vdistill.training import pick_device, read_config
     config, file, known = read_config(run), run/"config.yaml", ("precision", *MACHINE)
-    if fixed := [k for k in settings if k not in known]: raise InputError(f"--set {fixed[0]}: a run goes on as it was begun, and beside --resume only {', '.join(known)} can be set; for anything else begin a new run")
+    if fixed := [k for k in settings if k not in known]: raise InputError(f"--set {fixed[0]}: a run goes on as it was begun, and beside --resume only {', '.join(known[:-1])} and {known[-1]} can be set; for anything else begin a new run")
     new = dataclasses.replace(config, **settings)
     if new.precision == "float16" != config.precision: raise InputError(f"--set precision=float16: {run} was begun without a scale of the gradients, which float16 needs; choose bfloat16 or float32, or begin a new run")
     if "device" in settings: pick_device(new.device)
