@@ -1,5 +1,5 @@
 "The commands as a shell calls them."
-import contextlib, io, os, shutil, subprocess, sys, warnings
+import contextlib, dataclasses, io, os, shlex, shutil, subprocess, sys, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
@@ -49,7 +49,7 @@ def test_train_makes_a_whole_run(trained):
     results = pd.read_csv(folder/"a run"/"results.csv")
     assert set(results.method) >= {"chance", "pixels", "HOG", "full", "ceiling"} and results.value.between(0, 100).all()
     assert set(results.direction) == {"infrared→visible", "visible→infrared"} and set(results.metric) == {"rank-1", "rank-5", "rank-10", "mAP", "mINP"}
-    for word in ("rank-1", "chance", "ceiling", "z specific+shared", "kl_curves.png"): assert word in done.stdout
+    for word in ("rank-1", "chance", "ceiling", "z specific+shared", "kl_curves.png", "chosen on validation identities"): assert word in done.stdout
 
 def test_evaluate_and_show(trained):
     folder, _ = trained
@@ -93,6 +93,44 @@ def test_resume(trained):
     done = call(folder, "train", "--resume", "cut")
     assert done.returncode == 0, done.stderr
     pd.testing.assert_frame_equal(*(pd.read_csv(folder/n/"results.csv").drop(columns=["seconds", "commit"]) for n in ("a run", "cut")))
+
+def test_resume_changes_what_it_may(trained):
+    "Settings that leave what is learned as it was are written down; the rest of the configuration stays."
+    from vdistill.training import read_config
+    folder, _ = trained
+    shutil.copytree(folder/"a run", folder/"my cut")
+    before = read_config(folder/"my cut")
+    done = call(folder, "train", "--resume", "my cut", *sets("skip_nonfinite=3", "checkpointing=true", "precision=bfloat16", "device=cpu", "compile=never"))
+    assert done.returncode == 0, done.stderr
+    assert read_config(folder/"my cut") == dataclasses.replace(before, skip_nonfinite=3, checkpointing=True, precision="bfloat16", device="cpu", compile="never")
+    kept = (folder/"my cut"/"config.yaml").read_text()
+    for args, word in ((sets("learning_rate=0.1"), "learning_rate"), (sets("skip_nonfinite=4", "data.views=2"), "data.views"), (["--seed", "0"], "--seed 0"), (["--method", "full"], "--method full"),
+                       (["--recipe", "paper"], "--recipe paper"), (["--out", "b"], "--out b"), (sets("skip_nonfinite=-1"), "skip_nonfinite=-1"), (sets("device=cuda:77"), "cuda:77"), (sets("precision=float16"), "float16")):
+        done = call(folder, "train", "--resume", "my cut", *args)
+        assert done.returncode == 2 and word in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert (folder/"my cut"/"config.yaml").read_text() == kept
+
+def test_commands_that_are_printed_can_be_pasted(trained, capsys):
+    from vdistill.cli import _interrupted
+    folder, _ = trained
+    shutil.copytree(folder/"a run", folder/"my runs"/"k")
+    (folder/"my runs"/"k"/"results.csv").unlink()
+    assert f"--resume {shlex.quote(str(Path('my runs', 'k')))}" in call(folder, "show", Path("my runs", "k")).stderr
+    assert _interrupted(SimpleNamespace(run_dir=Path("my runs", "k"), epoch=1), 15) == 143
+    assert shlex.split(capsys.readouterr().err.strip())[-1] == str(Path("my runs", "k"))
+
+def test_a_dataset_is_its_own_however_it_is_written(tmp_path, scenes, monkeypatch):
+    "Its training people are not counted as those of another."
+    from vdistill.cli import open_for_evaluation
+    from vdistill.training import configure
+    monkeypatch.setenv("HOME", str(scenes.parent))
+    monkeypatch.setenv("USERPROFILE", str(scenes.parent))
+    monkeypatch.chdir(scenes.parent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for own, given in (("~/pairs", scenes), (scenes, "~/pairs"), ("~/pairs", "pairs"), (scenes, scenes/".."/"pairs")):
+            config = configure(f"pairs:{own}", **{"data.image_size": [16, 16]})
+            assert open_for_evaluation(config, f"pairs:{given}")[2] == "test"
 
 @pytest.mark.parametrize("args, word", [
     (["train"], "--resume"), (["train", "pairs:nowhere"], "nowhere"), (["train", "synth"], "synthetic"), (["train", "csv:none.csv"], "none.csv"),
@@ -185,6 +223,18 @@ def test_ablate_skips_what_is_done(tmp_path):
     assert {"all.csv", "all-history.csv", "all.png"} <= {p.name for p in tmp_path.iterdir()}
     assert set(pd.read_csv(tmp_path/"all-history.csv").method) == {"baseline", "full"}
     assert "nobody" in call(tmp_path, "ablate", "grid.yaml", "--collect", "b.csv", "--against", "nobody").stderr and not (tmp_path/"b.csv").exists()
+
+def test_a_grid_that_chose_nothing_is_collected(tmp_path):
+    "hold_out=false: no validation, so headlines are compared, and no table says that validation chose them."
+    (tmp_path/"grid.yaml").write_text("datasets: [synthetic]\nmethods: [baseline, full]\nseeds: [0]\nsettings: {hold_out: false, epochs: 1, width: 8, features: 32, z_features: 32, hidden: [32], identities_per_batch: 8, data: {identities: [24, 8, 12], images_per_camera: 2}}\n")
+    assert call(tmp_path, "ablate", "grid.yaml").returncode == 0
+    done = call(tmp_path, "ablate", "grid.yaml", "--collect", "all.csv")
+    assert done.returncode == 0 and "headline" in done.stdout and "2 of 2" in done.stdout, done.stderr
+    assert {"all.csv", "all-history.csv", "all.png"} <= {p.name for p in tmp_path.iterdir()}
+    run = tmp_path/"runs/ablate/synthetic-full-0"
+    for table in (call(tmp_path, "show", run), call(tmp_path, "evaluate", run)): assert "* headline feature" in table.stdout and "chosen on" not in table.stdout
+    refused = call(tmp_path, "evaluate", run, "--split", "val")
+    assert refused.returncode == 2 and "hold_out=false" in refused.stderr
 
 def test_from_a_shell(tmp_path):
     "The installed script and the module; exit code and one line on standard error."

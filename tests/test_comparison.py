@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
-from vdistill.comparison import Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, run_cells, sentence, shard
+from vdistill.archives import fake_regdb
+from vdistill.comparison import Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, run_cell, run_cells, sentence, shard
 from vdistill.core import InputError
+from vdistill.training import start_run
 
 
 def grid(folder, text):
@@ -135,3 +137,55 @@ def test_tables_put_together_may_number_their_rows_alike():
     table = results()
     parts = [part.reset_index(drop=True) for _, part in table.groupby("method", sort=False)]
     for side in ("headline", "v", "z"): assert headlines(pd.concat(parts), side).value.tolist() == headlines(table, side).value.tolist()
+
+
+@pytest.mark.parametrize("one, other", [("csv:day/list.csv", "csv:night/list.csv"), ("pairs:photos.v1", "pairs:photos.v2"), ("sysu:a/data", "regdb:b/data")])
+def test_two_datasets_do_not_share_a_run_folder(tmp_path, one, other):
+    with pytest.raises(InputError, match="rename") as error: grid(tmp_path, f"datasets: ['{one}', '{other}']\nmethods: [baseline]\nseeds: [0]\n")
+    assert one in str(error.value) and other in str(error.value)
+    with pytest.raises(InputError, match="full and seed 3 twice"): grid(tmp_path, f"datasets: ['{one}']\nmethods: [full, full]\nseeds: [3]\n")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_of_another_dataset_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cell = Cell("csv:day/list.csv", "baseline", 0)
+    start_run(tmp_path/"runs"/cell.folder(), cell.configure())
+    (tmp_path/"runs"/cell.folder()/"results.csv").write_text("dataset,validation,commit,method\nlist,1,a,baseline\n")
+    assert len(run_cell(cell, "runs")) == len(run_cell(Cell(f"csv:{tmp_path/'day'/'list.csv'}", "baseline", 0), "runs")) == 1, "however the path is written"
+    assert len(run_cell(cell, "runs", skip_nonfinite=3, checkpointing=True)) == 1, "what may change while a run goes on"
+    with pytest.raises(InputError, match="dataset=.*night"): run_cell(Cell("csv:night/list.csv", "baseline", 0), "runs")
+
+
+def published(seeds=range(3)):
+    "Invented: SYSU-MM01 by four protocols 10 points apart, in one direction, nothing chosen; `full` one point above `baseline`."
+    protocols = [f"{mode}-search, {shots} shots: gallery of {n} images; rules" for n, (mode, shots) in enumerate((m, s) for m in ("all", "indoor") for s in (1, 10))]
+    return pd.DataFrame([dict(dataset="SYSU-MM01", method=method, seed=seed, feature=feature, direction="infrared→visible", protocol=p, metric="mAP", value=10.*k + (method == "full") + .1*seed*(method == "full"),
+                              headline=feature == "v shared", validation=np.nan) for method in ("baseline", "full") for seed in seeds for feature in ("v shared", "v all") for k, p in enumerate(protocols)])
+
+
+def test_protocols_are_not_averaged():
+    table = compare(published(), "baseline")
+    assert list(table.dataset.unique()) == [f"SYSU-MM01, {m}-search, {s} shots" for m in ("all", "indoor") for s in (1, 10)]
+    assert set(table.side) == {"headline"} and table.seeds.eq(3).all() and set(table.direction) == {"infrared→visible"}
+    np.testing.assert_allclose(table["mean"], [0, 1.1, 10, 11.1, 20, 21.1, 30, 31.1])
+    np.testing.assert_allclose(table.difference, [0, 1.1]*4)
+    assert "Percent, infrared→visible, mean ±" in differences_text(table) and "Percent, mean of both directions, mean ±" in differences_text(compare(results(), "baseline"))
+    assert "where there are both" in differences_text(compare(pd.concat([published(), results()]), "baseline"))
+
+
+def test_runs_that_chose_nothing_are_compared_by_their_headline():
+    nothing, several = results().assign(validation=np.nan), pd.concat([results(), results().assign(dataset="other", validation=np.nan)])
+    assert set(compare(nothing, "baseline").side) == {"headline"}
+    assert compare(several, "bottleneck").groupby("dataset").side.unique().map(set).to_dict() == {"invented": {"v", "z"}, "other": {"headline"}}
+    with pytest.raises(InputError, match="hold_out"): compare(nothing, "baseline", sides=("v", "z"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_published_set_has_no_references_of_another_protocol(tmp_path):
+    fake_regdb(tmp_path/"regdb", people=12, image_size=(16, 8))
+    cells = [Cell(f"regdb:{tmp_path/'regdb'}", m, 0) for m in ("baseline", "full")]
+    table = run_cells(cells, tmp_path/"runs", **TINY | dict(identities_per_batch=2, backbone="conv", weights=None, data=dict(image_size=[32, 16])))
+    gathered, missing = collect(cells, tmp_path/"runs")
+    assert not missing and set(table.method) == set(gathered.method) == {"baseline", "full"} and not table.protocol.str.contains("all images each").any()
+    assert set(compare(gathered, "baseline").direction) == {"both"}

@@ -258,6 +258,11 @@ def test_an_onnx_file_says_what_it_is_and_nothing_of_this_machine(run, tmp_path,
     assert "shared" in names and not any(word in names for word in ("visible", "infrared", "classifier", "bottleneck"))
     assert not {n.op_type for n in model.graph.node} & {"SequenceAt", "SplitToSequence", "SequenceConstruct", "RandomNormal", "Dropout"}
 
+@pytest.mark.parametrize("precision, written", [("auto", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")])
+def test_the_record_names_the_precision(tmp_path, precision, written):
+    run = make_run(tmp_path/"run", precision=precision)
+    assert M.describe_run(run, *load_run(run, "cpu"))["precision"] == written
+
 def test_export_is_exact_whatever_is_switched_on(tmp_path):
     "A run in bfloat16, exported within autocast, is exported and checked in float32."
     runtime()

@@ -45,8 +45,9 @@ def test_a_run_is_scored_by_the_published_protocol(runs, monkeypatch, capsys, ki
     if kind == "sysu":
         assert table.protocol.nunique() == 4 and table.protocol.str.contains("official draws").all()
         code, said = call(monkeypatch, capsys, runs/"run-sysu", "--mode", "indoor", "--shots", 1, "--draws", 3, "--rerank")
-        one = pd.read_csv(runs/"run-sysu"/"evaluate-SYSU-MM01-official-reranked.csv")
+        one = pd.read_csv(runs/"run-sysu"/"evaluate-SYSU-MM01-official-indoor-1-shot-3-draws-reranked.csv")
         assert code == 0 and one.protocol.nunique() == 1 and "indoor" in one.protocol[0] and "re-rank" in one.protocol[0] and set(one.trials) == {3}
+        assert pd.read_csv(runs/"run-sysu"/"evaluate-SYSU-MM01-official.csv").protocol.nunique() == 4, "a part does not take the place of the whole"
 
 
 def test_the_scores_are_those_of_the_protocol(runs):
@@ -64,10 +65,17 @@ def test_the_scores_are_those_of_the_protocol(runs):
 
 
 def test_what_cannot_be(runs, monkeypatch, capsys):
-    for args, word in ((["--mode", "outdoor"], "outdoor"), (["--shots", 5], "5"), (["--split", "val", "--mode", "all"], "--mode")):
+    for args, word in ((["--mode", "outdoor"], "outdoor"), (["--shots", 5], "5"), (["--split", "train", "--mode", "all"], "--mode"), (["--split", "train", "--shots", 0], "--shots"),
+                       (["--split", "val"], "hold_out=false"), (["--gallery", 3], "--gallery 3")):
         code, said = call(monkeypatch, capsys, runs/"run-sysu", *args)
         lines = [line for line in said.err.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(lines) == 1 and word in lines[0]
+    for kind, option, value in (("regdb", "--mode", "indoor"), ("regdb", "--shots", 10), ("regdb", "--gallery", 3), ("regdb", "--draws", 5), ("llcm", "--mode", "all"), ("llcm", "--gallery", 3)):
+        code, said = call(monkeypatch, capsys, runs/f"run-{kind}", option, value)
+        assert code == 2 and said.out == "" and f"{option} {value}" in said.err, said.err
+    for option, value in (("--gallery", -2), ("--gallery", 0), ("--draws", -1), ("--draws", 0)):
+        code, said = call(monkeypatch, capsys, runs/"run-llcm", option, value)
+        assert code == 2 and option in said.err and "written" not in said.out
     with pytest.raises(InputError, match="no published protocol"): E.official_scores(load_dataset("synthetic", identities=(4, 2, 2)), None)
 
 

@@ -110,15 +110,18 @@ class Embeddings:
 def describe_run(
     run, # folder of a run
     embed, # its `Embedder`
-    headline: str, # the feature that validation chose
+    headline: str, # the run's headline feature
 ) -> dict: # strings, numbers and lists
     "What has to be known about a run wherever its features go."
     config = embed.config
     kind, colon, where = config.dataset.partition(":")
-    exact = isinstance(autocast(embed.device, config.precision), contextlib.nullcontext)
     return dict(run=Path(run).resolve().name, weights=hashlib.sha256((Path(run)/WEIGHTS).read_bytes()).hexdigest(), dataset=kind + colon + Path(where).name,
                 method=config.method, seed=config.seed, headline=headline, image_size=list(_size(embed)), normalised=False,
-                precision="float32" if exact else "bfloat16", **run_columns(embed.device))
+                precision=_precision(embed), **run_columns(embed.device))
+
+def _precision(embed): # the type in which it multiplies, by name
+    kind = embed.device.type
+    with autocast(embed.device, embed.config.precision): return str(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32).removeprefix("torch.")
 
 def embed_run(
     run, # folder of a run
