@@ -135,6 +135,7 @@ def test_a_dataset_is_its_own_however_it_is_written(tmp_path, scenes, monkeypatc
 @pytest.mark.parametrize("args, word", [
     (["train"], "--resume"), (["train", "pairs:nowhere"], "nowhere"), (["train", "synth"], "synthetic"), (["train", "csv:none.csv"], "none.csv"),
     (["train", "synthetic", "--method", "fool"], "baseline"), (["train", "synthetic", "--set", "epoch=3"], "epochs"), (["train", "synthetic", "--set", "epochs"], "KEY=VALUE"),
+    (["train", "synthetic", "--set", "seed=3"], "--help"), (["demo", "--set", "method=full"], "--help"),
     (["train", "synthetic", "--set", "device=cuda:77"], "cuda:77"), (["train", "synthetic", "--set", "epochs=0"], "epochs"), (["train", "--resume", "nowhere"], "nowhere"),
     (["train", "synthetic", "--out", "a run"], "a run"), (["evaluate", "nowhere"], "nowhere"), (["evaluate", "a run", "pairs:nowhere"], "nowhere"),
     (["show", "nowhere"], "nowhere"), (["ablate", "none.yaml"], "none.yaml")])

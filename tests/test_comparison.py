@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
 from vdistill.archives import fake_regdb
-from vdistill.comparison import Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, run_cell, run_cells, sentence, shard
+from vdistill.comparison import HOGS, Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard
 from vdistill.core import InputError
 from vdistill.training import start_run
 
@@ -13,6 +13,12 @@ from vdistill.training import start_run
 def grid(folder, text):
     (folder/"grid.yaml").write_text(text)
     return read_grid(folder/"grid.yaml")
+
+
+def test_hog_is_left_out_where_no_block_fits():
+    from vdistill.data import load_dataset
+    found = lambda size: set(reference_scores(load_dataset("synthetic", identities=(4, 2, 2), image_size=size)).method) & {*HOGS, "pixels"}
+    assert found((24, 16)) == {"pixels", "HOG"} and found((12, 12)) == {"pixels"} and found((64, 32)) == {"pixels", *HOGS}
 
 
 def test_a_sweep_changes_one_setting_at_a_time(tmp_path):

@@ -9,7 +9,7 @@ __all__ = ['app', 'Run', 'Settings', 'Device', 'parse_settings', 'change_run', '
            'bench', 'lab', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
-import contextlib, dataclasses, shlex, sys, warnings
+import contextlib, dataclasses, importlib.util, shlex, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -32,6 +32,7 @@ def parse_settings(
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key: raise InputError(f"--set {pair}: write it as KEY=VALUE")
+        if key.strip() in ("dataset", "method", "recipe", "seed"): raise InputError(f"--set {pair}: {key.strip()} is given by an argument or option of its own, where a command takes one (--help)")
         settings[key.strip()] = read_yaml(value, f"--set {pair}")
     return settings
 
@@ -323,7 +324,7 @@ def finish(
     from vdistill.training import write_csv
     if csv is not None: write_csv(csv, results)
     typer.echo(official_table(results) if dataset.published else scores_table(results))
-    if not dataset.published and "HOG" not in set(results.method): typer.echo("HOG was not measured: pip install vdistill[baselines]")
+    if not dataset.published and "HOG" not in set(results.method): typer.echo("HOG was not measured: " + ("an image is smaller than one of its blocks" if importlib.util.find_spec("skimage") else "pip install vdistill[baselines]"))
     typer.echo(f"drawing pictures into {run_dir} …", err=True)
     typer.echo("pictures: " + "  ".join(str(p) for p in write_pictures(run_dir, dataset, device=device)))
 

@@ -83,7 +83,7 @@ def _check_folders(path, cells): # two cells in one folder would be taken for on
 def _is_table(value): return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 # %% ../nbs/looking/23_comparison.ipynb #c009
-HOGS = {"HOG": hog_features, "HOG, 16 px cells": partial(hog_features, cell=16)}
+HOGS = {"HOG": 8, "HOG, 16 px cells": 16} # pixels of a cell; a block has two a side
 
 def reference_scores(
     dataset, # a `ReIDDataset`
@@ -92,10 +92,11 @@ def reference_scores(
     protocol=None, # default: the data set's
     seed: int = 0, # of the draws
 ) -> pd.DataFrame: # tidy rows, methods `chance`, `pixels`, two of `HOG`, and `ceiling` where factors are known
-    "What needs no learning, under the same protocol, in both directions. HOG is left out where scikit-image is missing."
+    "What needs no learning, under the same protocol, in both directions. HOG is left out where scikit-image is missing, or an image is smaller than one block."
     indices, protocol = dataset.indices("test") if indices is None else indices, protocol or dataset.protocol
     ids, draws = dataset.records.identity.to_numpy(), gallery_draws(dataset.records, indices, protocol, seed)
-    handcrafted = dict(pixels=pixel_features) | (HOGS if importlib.util.find_spec("skimage") else {})
+    handcrafted = dict(pixels=pixel_features)
+    if importlib.util.find_spec("skimage"): handcrafted |= {name: partial(hog_features, cell=cell) for name, cell in HOGS.items() if min(dataset.image_size) >= 2*cell}
     rows = dict(chance=mean_over_draws([chance_rows(ids[v], ids[i]) for v, i in draws]))
     rows |= {name: evaluate(dataset, lambda x, m: {name: f(x)}, indices, protocol=protocol, seed=seed) for name, f in handcrafted.items()}
     if dataset.factors is not None: rows["ceiling"] = mean_over_draws([ceiling_rows(dataset, v, i) for v, i in draws])

@@ -117,5 +117,5 @@ def memory_advice(
 ) -> str:
     "What to lower."
     images = 2*config.identities_per_batch*config.images_per_identity
-    return (f"out of memory with batches of {images} images of {image_size[0]}x{image_size[1]}: lower identities_per_batch={config.identities_per_batch}, images_per_identity={config.images_per_identity} or data.image_size"
-            + (", or set checkpointing=true" if config.backbone == "resnet50" and not config.checkpointing else ""))
+    return (f"out of memory with batches of {images} images of {image_size[0]}x{image_size[1]}: begin a new run with a lower identities_per_batch={config.identities_per_batch}, images_per_identity={config.images_per_identity} or data.image_size"
+            + (", or resume this one with --set checkpointing=true" if config.backbone == "resnet50" and not config.checkpointing else ""))

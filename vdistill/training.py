@@ -128,7 +128,7 @@ class Embedder:
         indices=None, # rows of it; default: its split `test`
         split: str = "test", # what these rows are called in the results
         protocol=None, # default: the data set's
-        headline: str = "", # the feature that validation chose
+        headline: str = "", # the feature that validation chose, or that was named beforehand
         seconds: float = 0., # training time to report
     ) -> pd.DataFrame: # tidy rows, with a column `headline`
         "Every feature in both directions, under a protocol."
@@ -299,7 +299,7 @@ class Trainer:
         rows = self.batch_of(first)
         report = write_report(self.run_dir, step=first, epoch=first//len(self.sampler), seed=self.config.seed, steps=count, kept=self.kept(), images=self.names(rows))
         raise InputError(f"loss or gradient was no number in {count} step{'s'*(count > 1)}, first in step {first} (epoch {first//len(self.sampler)}, seed {self.config.seed}).{report} "
-                         f"Lower learning_rate={self.config.learning_rate}, " + "take precision=bfloat16, "*self.scaler.is_enabled() + f"or allow such steps by skip_nonfinite={max(count, 3)}. {self.kept()}")
+                         f"Begin a new run with a learning rate below {self.config.learning_rate}, or resume this one with --set skip_nonfinite={max(count, 3)}, which leaves such steps out{' (or --set precision=bfloat16)'*self.scaler.is_enabled()}. {self.kept()}")
 
     def batch_of(self, step) -> np.ndarray: # rows of the dataset
         "The images of a step, visible ones first."
@@ -350,7 +350,7 @@ class Trainer:
         return name if self.config.bottleneck else name.replace("z ", "v ")
 
     def test(self) -> pd.DataFrame:
-        "Read the test identities once, with the weights and the headline feature that validation chose."
+        "Read the test identities once, with the weights and the headline feature that validation chose, or with the last weights and the feature named beforehand."
         self.model.load_state_dict(self.best_weights)
         results = self.embed.score(self.dataset, headline=self.best["feature"], seconds=self.seconds)
         results["validation"] = results.feature.map(self.best["scores"]) # mAP on the validation identities, at the same weights
@@ -425,7 +425,7 @@ def load_run(
     run_dir, # folder of a run
     device: str = "auto",
 ) -> tuple: # (`Embedder`, headline feature)
-    "A trained network, with the feature that validation chose."
+    "A trained network, with its headline feature."
     config, device = read_config(run_dir), pick_device(device)
     best, weights = or_previous(lambda folder: (load_state(folder)["best"], load_weights(folder)), run_dir)
     model = build_model(dataclasses.replace(config, weights=None), len(weights["shared.v_classifier.weight"]))
