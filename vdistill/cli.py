@@ -80,10 +80,10 @@ def demo(
     "Train a baseline and the full method on drawn people, evaluate both, draw the pictures."
     from vdistill.comparison import Cell, run_cells
     from vdistill.training import read_config
-    out = free_folder(out or "runs/demo")
+    settings, out = parse_settings(settings), free_folder(out or "runs/demo")
     cells = [Cell("synthetic", method, seed) for method in ("baseline", "full")]
     typer.echo(f"Drawing people, training {' and '.join(c.method for c in cells)} with seed {seed}", err=True)
-    results = run_cells(cells, out, progress=True, **parse_settings(settings))
+    results = run_cells(cells, out, progress=True, **settings)
     run_dir = out/cells[-1].folder()
     finish(results, run_dir, open_for_evaluation(read_config(run_dir), None)[0], out/"results.csv")
 
