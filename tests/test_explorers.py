@@ -328,7 +328,7 @@ def test_watching_another_run(runs, tmp_path):
 
 def test_a_folder_in_use_is_left_alone(runs, tmp_path):
     trainer = Trainer(X.read_config(runs[0]["full"]), tmp_path/"run", runs[1])
-    row = next(others := X.epochs(trainer))
+    row = next(others := trainer.epochs())
     assert row["epoch"] == 0
     trainer.save()
     board = X.Dashboard(tmp_path/"run", runs[1])
@@ -346,6 +346,14 @@ def test_an_error_while_training_is_told(runs):
     board.trainer.train_step = fail
     board.go(); board.wait(30)
     assert not board.running and "RuntimeError: no more <disk>" in board.state and "&lt;disk&gt;" in board.status.value
+
+
+def test_memory_that_runs_out_is_told_as_elsewhere(runs):
+    board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), None, runs[1]))
+    def fail(*args): raise torch.OutOfMemoryError("CUDA out of memory")
+    board.trainer.train_step = fail
+    board.go(); board.wait(30)
+    assert "out of memory with batches of" in board.state and "OutOfMemoryError" not in board.state
 
 
 def test_a_baseline_has_no_divergences(runs):

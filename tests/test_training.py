@@ -419,7 +419,7 @@ def test_a_loss_that_explodes_says_so_and_keeps_the_state(people, tmp_path, monk
     objective = training.objective
     monkeypatch.setattr(training, "objective", lambda *a: {k: v * (math.nan if trainer.epoch == 3 else 1) for k, v in objective(*a).items()})
     said = message(trainer.fit)
-    assert "no number" in said and "learning_rate" in said
+    assert "no number" in said and "learning rate" in said
     assert load_state(tmp_path / "run")["epoch"] == 2 and all(t.isfinite().all() for t in load_weights(tmp_path / "run").values())
 
 
