@@ -9,6 +9,7 @@ import argparse, configparser, os, re, shutil, subprocess, sys, tempfile, zipfil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ALONE = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} # so that no checkout is imported
 SHORT = ("epochs=2", "width=8", "features=32", "z_features=32", "hidden=[32]", "validate_every=1", "identities_per_batch=8", "data.identities=[24, 8, 12]", "data.images_per_camera=2")
 
 def call(*command, **options):
@@ -55,8 +56,10 @@ def install(
     "An environment with nothing but the wheel and what it asks for."
     call(python, "-m", "venv", folder)
     programs = Path(folder)/("Scripts" if os.name == "nt" else "bin")
-    call(programs/"python", "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel, *pins)
+    pip_install(programs, wheel, *pins)
     return programs
+
+def pip_install(programs, *what): call(programs/"python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *what)
 
 def commands(helped): return re.findall(r"^  (\w+)  ", helped.partition("Commands:")[2], re.M) # of `vdistill --help`
 
@@ -64,7 +67,7 @@ def import_all(
     programs, # of the environment
     names, # modules
     folder, # an empty one, to work in
-): # what came first in its output, and the modules that ask for an extra
+): # the versions in words, and the modules that ask for an extra
     "Import modules; one that fails has to say which extra it needs."
     code = f"""import importlib, sys, torch, torchvision, vdistill
 print('Python', sys.version.split()[0], 'torch', torch.__version__, 'torchvision', torchvision.__version__, 'vdistill', vdistill.__version__, 'from', vdistill.__path__[0])
@@ -73,11 +76,9 @@ for name in {names}:
     except ImportError as e:
         if "pip install 'vdistill[notebook]'" not in str(e): raise
         print(name)"""
-    versions, *asking = call(programs/"python", "-W", "error::SyntaxWarning", "-c", code, cwd=folder, env=alone()).splitlines()
+    versions, *asking = call(programs/"python", "-W", "error::SyntaxWarning", "-c", code, cwd=folder, env=ALONE).splitlines()
     if str(ROOT/"vdistill") in versions: sys.exit(f"the checkout was imported, not the installed package: {versions}")
     return versions, asking
-
-def alone(): return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 def use(
     programs, # of the environment
@@ -86,11 +87,11 @@ def use(
 ): # what to tell, and the modules that ask for the extra `notebook`
     "Import every module, ask for help, run a short demo: from a folder that knows nothing of the checkout."
     versions, asking = import_all(programs, names, folder)
-    helped = call(programs/"vdistill", "--help", cwd=folder, env=alone())
-    for command in commands(helped): call(programs/"vdistill", command, "--help", cwd=folder, env=alone())
-    forgotten = subprocess.run([programs/"vdistill", "embed", "run", "image.png"], capture_output=True, text=True, cwd=folder, env=alone())
+    helped = call(programs/"vdistill", "--help", cwd=folder, env=ALONE)
+    for command in commands(helped): call(programs/"vdistill", command, "--help", cwd=folder, env=ALONE)
+    forgotten = subprocess.run([programs/"vdistill", "embed", "run", "image.png"], capture_output=True, text=True, cwd=folder, env=ALONE)
     if forgotten.returncode != 2 or "Missing option" not in forgotten.stderr: sys.exit(f"a command without an option that it needs should be refused, not run:\n{forgotten.stdout}{forgotten.stderr}")
-    shown = call(programs/"vdistill", "demo", *[x for s in SHORT for x in ("--set", s)], cwd=folder, env=alone())
+    shown = call(programs/"vdistill", "demo", *[x for s in SHORT for x in ("--set", s)], cwd=folder, env=ALONE)
     for text, words in ((helped, ("demo", "train", "evaluate", "mi")), (shown, ("rank-1", "chance", "ceiling", "full"))):
         if missing := [w for w in words if w not in text]: sys.exit(f"{missing} is missing from\n{text}")
     return f"{versions}\n{len(names) - len(asking)} modules imported, vdistill demo and the help of {len(commands(helped))} commands ran", asking
@@ -104,11 +105,11 @@ def check(
 ): # what to tell
     "All of it, first with what everybody gets, then with the extra `notebook`."
     folder, names = Path(folder), modules(wheel)
-    low, pins = list(pins) == ["oldest"], oldest() if list(pins) == ["oldest"] else list(pins)
+    pins, notebook_pins = (oldest(), oldest("notebook")) if list(pins) == ["oldest"] else (list(pins), [])
     programs = install(environment or folder/"environment", wheel, pins, python)
     (folder/"empty").mkdir()
     said, asking = use(programs, names, folder/"empty")
-    call(programs/"python", "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{wheel}[notebook]", *pins, *(oldest("notebook") if low else []))
+    pip_install(programs, f"{wheel}[notebook]", *pins, *notebook_pins)
     if missing := import_all(programs, names, folder/"empty")[1]: sys.exit(f"with the extra notebook there is still something missing for {', '.join(missing)}")
     return f"{said}; with the extra notebook {', '.join(asking) or 'nothing'} as well"
 
