@@ -53,7 +53,7 @@ def _served(folder, home, *options, **environment):
     env = dict(os.environ, PYTHONPATH=str(folder), OMP_NUM_THREADS="1", JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home/"runtime"), **environment)
     with open(home/"log", "w") as log: server = subprocess.Popen([*lab_command(folder, browser=False, allow_root=True), *options], stdout=log, stderr=log, env=env, cwd=folder)
     try:
-        until, found = time.time() + 60, None
+        until, found = time.time() + 600, None
         while found is None and time.time() < until and server.poll() is None:
             time.sleep(.2)
             found = re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab/tree/\S+\?token=\w+", (home/"log").read_text())
@@ -61,7 +61,7 @@ def _served(folder, home, *options, **environment):
         yield found[0]
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(300)
 
 
 @pytest.fixture(scope="session")

@@ -308,7 +308,7 @@ def test_sysu_without_draw(sysu, tmp_path):
     report = doctor(f"sysu:{sysu}")
     assert check(report, "official draw").ok is None and wrong(report) == COUNTS
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", DataWarning)
         assert load_dataset(f"sysu:{sysu}", permutations=moved).permutations
     moved.write_bytes(b"half")
     assert "elsewhere.mat is no MATLAB file" in message(load_dataset, f"sysu:{sysu}", permutations=moved)

@@ -113,7 +113,7 @@ def test_a_probe_reads_what_logistic_regression_reads():
     ours, log_q = A.probe(x, y, np.arange(900)), np.zeros((900, 3))
     for s in A.group_splits(np.arange(900)):
         train = np.r_[s.fit, s.choose]
-        log_q[s.test] = LogisticRegression(C=1., max_iter=1000).fit(x[train], y[train]).predict_log_proba(x[s.test])
+        log_q[s.test] = LogisticRegression(C=1., solver="newton-cg", tol=1e-8, max_iter=1000).fit(x[train], y[train]).predict_log_proba(x[s.test])
     value, low, high = A.barber_agakov(log_q, y)
     assert abs(ours.value["nats"] - value) < .015 and low < ours.value["nats"] < high
 
@@ -141,6 +141,42 @@ def test_what_is_unknown_is_neither_learned_nor_scored():
     wrong = np.where(unknown, -1, y)
     scores = A.probe_factors(A.Prober(x, A.group_splits(identity)), {"y": A.Factor(wrong)}, np.arange(240))
     assert (np.isnan(scores["y", "nats"].values) == unknown).all() and np.nanmean(scores["y", "accuracy"].values) > 90
+
+
+def test_directions_without_variance_are_not_blown_up():
+    "More dimensions than images: rounding errors must not be stretched to unit variance."
+    x, identity, rng = people(12, 4, 64)
+    spread = x*np.r_[np.ones(8), np.full(56, 1e-12)]   # 56 dimensions that are nothing but rounding
+    y = rng.integers(0, 3, 48)
+    for features in (x, x @ np.diag(np.arange(64) < 8) @ rng.standard_normal((64, 64)), spread + 5):
+        for kind in A.PROBES: assert A.Prober(features, A.group_splits(identity))(y[None], kind).min() > -100
+    nearly = np.ones((240, 8)) + 1e-8*np.random.default_rng(0).standard_normal((240, 8))
+    nearly[:6] += 1   # saturated for everybody but one person
+    who, coin = np.repeat(np.arange(40), 6), np.random.default_rng(1).integers(0, 2, 240)
+    for kind in A.PROBES: assert A.Prober(nearly, A.group_splits(who))(coin[None], kind).min() > -100
+
+
+def test_what_cannot_be_measured_is_said_and_not_given_as_a_number():
+    assert A.measurable(-.9, 1.) and A.measurable(.5, 1.) and A.measurable(-1e9, np.nan) and not A.measurable(-1.1, 1.) and not A.measurable(np.nan, 1.)
+    pull = np.zeros(12)
+    key = lambda feature, factor, metric="nats": (feature, "visible", "shared_identity", factor, "linear", metric)
+    good, bad = A.Cell(A.Estimate(.5, pull), [-.1, -.3], .7), A.Cell(A.Estimate(-3e5, pull), [-4e5, -.1], .7)
+    cells = {key("v shared", "coat"): good, key("z shared", "coat"): bad, key("v shared", "coat", "accuracy"): A.Cell(A.Estimate(3., pull), [50.], 100.)}
+    cells |= A._group_means(cells)
+    rows = A._rows(cells | A._dropped(cells), "people").set_index(["feature", "factor", "metric"])
+    lost = rows.index.isin([(f, n, "nats") for f in ("z shared", "v shared - z shared") for n in ("coat", "mean of 1")])
+    assert (rows.remark[lost] == "not measurable on 12 people").all() and (rows.remark[~lost] == "").all() and lost.sum() == 4
+    assert rows.loc[lost, ["value", "low", "high", "null", "null_high"]].isna().all(axis=None) and rows.value[~lost].notna().all()
+    assert rows.null["v shared", "coat", "nats"] == pytest.approx(-.2) and rows.null_high["v shared", "coat", "nats"] == -.1
+
+
+def test_a_probe_of_noise_gives_no_number_below_minus_the_entropy():
+    x, identity, rng = people(12, 4, 200)
+    few = A.probe(x, np.arange(48) % 2, identity, "mlp", permutations=1)
+    assert not (few.value < -few.ceiling).any() and not (few.null < -few.ceiling).any() and np.isfinite(few.value["accuracy"])
+    certain = np.where(np.arange(2) == rng.integers(0, 2, (48, 1)), 0., -60.)   # sure of itself, and wrong half of the time
+    numbers = A._numbers(A.estimate(A.score(certain, A.Factor(np.arange(48) % 2))["nats"], identity), [-.1], np.log(2))
+    assert np.isnan([numbers[k] for k in ("value", "low", "high")]).all() and numbers["null"] == -.1
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
@@ -255,14 +291,14 @@ def sample():
 def test_an_audit_of_equal_features_finds_no_difference(sample):
     table = A.audit(sample, sample, seed=1)
     dropped = table[table.feature == "v shared - z shared"]
-    assert len(dropped) and (dropped.value == 0).all() and (dropped.low == 0).all()
+    assert len(dropped) and (dropped.value.abs() < 1e-4).all() and (dropped.low.abs() < 1e-3).all()
     rows = table[(table.feature == "v shared") & (table.probe == "linear") & (table.metric == "nats")].set_index(["images", "group", "factor"])
     assert ("visible", "visible_only", "kind") in rows.index and ("infrared", "visible_only", "kind") not in rows.index
     pair = rows.loc[[("visible", "shared", "sign"), ("visible", "shared", "size")]]
     assert rows.loc[("visible", "shared", "mean of 2")].value == pytest.approx(pair.value.mean()) and pair.value.min() > .3
     assert rows.loc[("both", "modality", "modality")].value > .2
     assert set(table.metric) == {"accuracy", "nats", "R2", "purity", "MMD2"} and not table.value.isna().any()
-    pd.testing.assert_frame_equal(table, A.audit(sample, sample, seed=1))
+    pd.testing.assert_frame_equal(table, A.audit(sample, sample, seed=1), atol=1e-4)
 
 
 def test_what_a_bottleneck_drops_is_seen(sample):
@@ -337,7 +373,11 @@ def test_the_command_writes_a_table_and_pictures(run, tmp_path, monkeypatch, cap
     assert code == 0 and "probe reads (mlp)" in said.out and "linear" not in set(one.probe)
     key = ["feature", "images", "group", "factor", "probe", "metric"]
     both = one.merge(table, on=key)
-    assert len(both) == len(one) and np.allclose(both.value_x, both.value_y, atol=1e-6)
+    assert len(both) == len(one) and np.nanmedian((both.value_x - both.value_y).abs()) < .01   # the same probes, learned in other batches
+    for some in (one, table):   # twelve people are few: what cannot be measured on them has no number, and says so
+        lost = some.remark.notna()
+        assert (some.value.isna() == lost).all() and (some.remark[lost] == "not measurable on 12 people").all() and not (some[["value", "null"]].lt(-some.ceiling, axis=0)).any(axis=None)
+    assert ("not measurable" in said.out) == one[one.factor.str.startswith("mean of") & (one.probe == "mlp") & ~one.feature.str.contains(" - ")].value.isna().any()
     for args, word in (([tmp_path/"nowhere"], "nowhere"), ([folder, "pairs:nowhere"], "nowhere"), ([folder, "--people", 3], "people=3"), ([folder, "--probe", "svm"], "svm")):
         code, said = call(*args)
         lines = [line for line in said.err.splitlines() if line]

@@ -122,14 +122,14 @@ def test_a_perfect_code_says_no_more_than_the_entropy():
     log_q = np.log(np.where(y5[:, None] == np.arange(5), .96, .01))
     for name, x in B.by_classes(log_q, half, np.arange(100), times=300).items(): assert abs(x.estimate.value - B.by_classes(log_q, y5, np.arange(100), times=300)[name].estimate.value) < .05
     blind = B.by_classes(np.full((150, 50), -math.log(50)), y, y, batch=32)
-    assert all(abs(x.estimate.value) < 1e-6 for x in blind.values())
+    assert all(abs(x.estimate.value) < 1e-5 for x in blind.values())
 
 
 def test_read_off_is_the_mean_of_the_bounds():
     s = torch.randn(5, 7, 7, generator=torch.Generator().manual_seed(0))
     out = B.read_off(s, np.tile(np.arange(7), (5, 1)), np.array([0, 0, 1, 1, 2, 2, 3]))
-    assert out["CPC"].estimate.value == pytest.approx(float(torch.stack([cpc(x) for x in s]).mean()), abs=1e-6)
-    assert out["ML-CPC"].estimate.value == pytest.approx(float(torch.stack([ml_cpc(x, alpha=alpha_floor(7, 7)) for x in s]).mean()), abs=1e-6)
+    assert out["CPC"].estimate.value == pytest.approx(float(torch.stack([cpc(x) for x in s]).mean()), abs=1e-5)
+    assert out["ML-CPC"].estimate.value == pytest.approx(float(torch.stack([ml_cpc(x, alpha=alpha_floor(7, 7)) for x in s]).mean()), abs=1e-5)
     assert out["CPC"].estimate.pull.shape == (4,)
 
 

@@ -50,7 +50,7 @@ class Lab:
     def __init__(self, page, address):
         self.page, self.faults = page, []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.set_default_timeout(60000)
+        page.set_default_timeout(300000)
         page.goto(f"{address}&reset") # not where the test before left it
         page.wait_for_function("window.jupyterapp && jupyterapp.shell.currentWidget && jupyterapp.shell.currentWidget.context && jupyterapp.shell.currentWidget.context.isReady")
         page.evaluate("jupyterapp.restored.then(() => null)")

@@ -174,7 +174,7 @@ def test_a_large_cache_is_checked_block_by_block(tree, tmp_path, monkeypatch):
     assert not cache.checked.any()
     with open(cache.file, "r+b") as f: f.seek(-1, 2); byte = f.read(1)[0]; f.seek(-1, 2); f.write(bytes([byte ^ 1]))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", DataWarning)
         assert torch.equal(cache.images([0, 255]), slowly(tree)[[0, 255]]) and cache.checked.tolist() == [True, False] and not cache.notes
     with pytest.warns(DataWarning, match="1 of its 2 blocks"): got = cache.images([319])
     assert torch.equal(got, slowly(tree)[[319]]) and not cache_faults(cache.file)
@@ -221,7 +221,7 @@ def test_two_processes_at_once(tree, tmp_path):
     """, tree, tmp_path / "c", stdin=subprocess.PIPE) for _ in range(2)]
     for p in two: assert p.stdout.readline() == "ready\n"
     for p in two: p.stdin.write("go\n"); p.stdin.flush()
-    said = [p.communicate(timeout=60) for p in two]
+    said = [p.communicate(timeout=600) for p in two]
     hashes = {line for out, _ in said for line in out.split()}
     assert [p.returncode for p in two] == [0, 0] and sum(len(out.split()) for out, _ in said) == 8, said
     assert hashes == {hashlib.sha256(slowly(tree).numpy().tobytes()).hexdigest()}
@@ -245,7 +245,7 @@ def test_of_several_processes_one_decodes(tree, tmp_path):
         three = [python(code, tree, tmp_path / "c", case, stdin=subprocess.PIPE) for _ in range(3)]
         for p in three: assert p.stdout.readline() == "ready\n"
         for p in three: p.stdin.write("go\n"); p.stdin.flush()
-        said = [p.communicate(timeout=60)[0].split(maxsplit=2) for p in three]
+        said = [p.communicate(timeout=600)[0].split(maxsplit=2) for p in three]
         n = len(images(tree))
         assert sorted(int(calls) for calls, *_ in said) == [0, 0, n] and {int(count) for _, count, _ in said} == {n}, said
         assert all(note for *_, note in said) and not list((tmp_path / "c").glob(".*"))
@@ -254,7 +254,7 @@ def test_of_several_processes_one_decodes(tree, tmp_path):
 def test_a_killed_builder_keeps_nobody_waiting(tree, tmp_path):
     builder = python(BUILD + """
     def stuck(*_):
-        print("decoding", flush=True); C.time.sleep(60)
+        print("decoding", flush=True); C.time.sleep(600)
     C.PixelCache._decode_all = stuck
     make()
     """, tree, tmp_path / "c")
@@ -280,7 +280,7 @@ def test_a_write_that_fails(tree, tmp_path):
     try: make()
     except C.InputError as e: print(e)
     """, tree, tmp_path / "c")
-    out, err = done.communicate(timeout=60)
+    out, err = done.communicate(timeout=600)
     assert "cannot be written (File too large); it takes 0.12 MB" in out and not err and not list((tmp_path / "c").iterdir())
 
 

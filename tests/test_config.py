@@ -119,10 +119,10 @@ def test_metric_terms_against_loops():
     d = [[float((a - b).norm()) for b in x] for a in x]
     near = lambda k, same: [d[k][j] for j in range(12) if j != k and (who[j] == who[k]) == same]
     hard = sum(max(0, .4 + max(near(k, True)) - min(near(k, False))) for k in range(12))/12
-    assert float(METRICS["batch_hard"](v, i, label, c)) == pytest.approx(hard, rel=1e-6)
+    assert float(METRICS["batch_hard"](v, i, label, c)) == pytest.approx(hard, rel=1e-5)
     soft = lambda row, sign: sum(w*a for w, a in zip(torch.tensor([sign*a for a in row], dtype=torch.double).softmax(0).tolist(), row))
     weighted = sum(float(F.softplus(torch.tensor(soft(near(k, True), 1) - soft(near(k, False), -1)))) for k in range(12))/12
-    assert float(METRICS["weighted"](v, i, label, c)) == pytest.approx(weighted, rel=1e-5)
+    assert float(METRICS["weighted"](v, i, label, c)) == pytest.approx(weighted, rel=1e-4)
 
 
 def test_released_ranking_looks_at_both_kinds_of_pair():

@@ -1,6 +1,7 @@
 "What is counted, every kind of wait, and the loss block: under 2,000 operations and no wait at batch 64."
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,47 +19,66 @@ x = torch.arange(6.)
 
 
 def test_counts_by_hand():
-    counts = count_operations(lambda: (x + 1).sum())
-    assert counts == (2, 0, {"add": 1, "sum": 1}, {})
+    "Operations called by their own names: what torch makes of a line of Python is not ours to assert."
+    add, total = torch.ops.aten.add.Tensor, torch.ops.aten.sum.default
+    assert count_operations(lambda: total(add(x, x))) == (2, 0, {"add": 1, "sum": 1}, {})
     w = torch.ones(3, requires_grad=True)
     counts = count_operations(lambda: (w*2).sum().backward())
-    assert counts.names["mul"] == 2 and counts.names["sum"] == 1 and counts.operations == sum(counts.names.values()) and not counts.syncs
-    assert count_operations(lambda: [x + 1 for _ in range(7)]).operations == 7
+    assert counts.operations == sum(counts.names.values()) > count_operations(lambda: (w*2).sum()).operations and not counts.syncs
+    assert count_operations(lambda: [add(x, x) for _ in range(7)]).names == {"add": 7}
     assert count_operations(lambda: None) == (0, 0, {}, {})
 
 
+def waits(name, *args, **kwargs):
+    "What the mode says of an operation of this name, which does nothing."
+    operation, mode = lambda *args, **kwargs: None, vdistill.dispatch._Operations()
+    operation.overloadpacket = SimpleNamespace(__name__=name)
+    mode.__torch_dispatch__(operation, (), args, kwargs)
+    assert mode.names == {name: 1}
+    return mode.waits
+
+
+@pytest.mark.parametrize("name", sorted(vdistill.dispatch.WAITS))
+def test_every_name_on_the_list_is_a_wait(name): assert waits(name, x) == {name: 1} and not waits(name + "_of_another_kind", x)
+
+
+@pytest.mark.parametrize("name", ("index", "index_put", "index_put_", "_index_put_impl_"))
+def test_an_index_waits_if_it_is_a_mask(name):
+    for mask in (x > 2, (x > 2).to(torch.uint8)): assert waits(name, x, [mask]) == waits(name, x, [None, mask]) == {name: 1}
+    assert not waits(name, x, [torch.arange(3)]) and not waits(name, x, [None])
+
+
+def test_repeats_wait_unless_their_sum_is_given():
+    assert waits("repeat_interleave", torch.arange(6)) == {"repeat_interleave": 1} and not waits("repeat_interleave", torch.arange(6), output_size=15)
+
+
+# What brings a value to the host, or a shape that hangs on values, must wait in every version of torch.
 WAITING = {"item": lambda: x.sum().item(), "bool": lambda: bool(x.sum() > 0), "float": lambda: float(x[0]), "int": lambda: int(x[0]), "format": lambda: f"{x[0]:.2f}", "nonzero": lambda: x.nonzero(), "argwhere": lambda: torch.argwhere(x),
-           "where": lambda: torch.where(x > 2), "mask": lambda: x[x > 2], "mask of rows": lambda: torch.zeros(6, 2)[x > 2], "put by mask": lambda: x.clone().__setitem__(x > 2, torch.ones(3)), "masked_select": lambda: x.masked_select(x > 2),
-           "unique": lambda: x.unique(), "unique rows": lambda: x.view(3, 2).unique(dim=0), "consecutive": lambda: x.unique_consecutive(), "equal": lambda: torch.equal(x, x), "allclose": lambda: torch.allclose(x, x),
-           "repeats": lambda: x.repeat_interleave(torch.arange(6)), "bincount": lambda: x.long().bincount(), "inverse": lambda: torch.linalg.inv(torch.eye(2)), "cpu": lambda: x.cpu(), "to": lambda: x.to("cpu"), "to device": lambda: x.to(torch.device("cpu")),
-           "to keyword": lambda: x.to(device="cpu"), "numpy": lambda: x.numpy(), "tolist": lambda: x.tolist()}
-QUIET = {"max": lambda: x.amax(), "where": lambda: torch.where(x > 2, x, 0), "fill": lambda: x.masked_fill(x > 2, 0.), "set": lambda: x.clone().__setitem__(x > 2, 0.), "index": lambda: x[torch.arange(3)], "row": lambda: x[2], "slice": lambda: x[1:4],
-         "type": lambda: x.double(), "to type": lambda: x.to(torch.half), "gather": lambda: x.gather(0, torch.arange(3)), "repeats": lambda: x.repeat_interleave(3), "known repeats": lambda: x.repeat_interleave(torch.arange(6), output_size=15), "shape": lambda: x.shape[0] + len(x)}
+           "where": lambda: torch.where(x > 2), "mask": lambda: x[x > 2], "mask of rows": lambda: torch.zeros(6, 2)[x > 2], "masked_select": lambda: x.masked_select(x > 2),
+           "cpu": lambda: x.cpu(), "to": lambda: x.to("cpu"), "to device": lambda: x.to(torch.device("cpu")), "to keyword": lambda: x.to(device="cpu"), "numpy": lambda: x.numpy(), "tolist": lambda: x.tolist()}
 
 
 @pytest.mark.parametrize("f", WAITING.values(), ids=WAITING)
 def test_waits(f):
     counts = count_operations(f)
-    assert counts.syncs == 1 == sum(counts.waits.values())
-
-
-@pytest.mark.parametrize("f", QUIET.values(), ids=QUIET)
-def test_no_waits(f): assert count_operations(f).syncs == 0
+    assert counts.syncs >= 1 and counts.syncs == sum(counts.waits.values())
 
 
 def test_a_copy_from_a_device_waits():
     "Meta stands in for a device: copying out of it is refused, after it was counted."
     mode = vdistill.dispatch._Operations()
-    with mode, pytest.raises(NotImplementedError): torch.zeros(2, device="meta").to("cpu")
-    with mode: torch.zeros(2).to("meta"); torch.zeros(2, device="meta").double()
-    assert mode.waits == {"_to_copy": 1}
+    copy, meta = torch.ops.aten._to_copy.default, torch.zeros(2, device="meta")
+    with mode, pytest.raises(NotImplementedError): copy(meta, device="cpu")
+    with mode: copy(torch.zeros(2), device="meta"); copy(meta, dtype=torch.double)
+    assert mode.waits == {"_to_copy": 1} and mode.names["_to_copy"] == 3
+    assert waits("copy_", torch.zeros(2), meta) == {"copy_": 1} and not waits("copy_", meta, torch.zeros(2))
 
 
 def test_counting_changes_nothing_and_ends():
     with pytest.raises(ZeroDivisionError): count_operations(lambda: 1/0)
     out = []
     count_operations(lambda: out.append((x*2).sum().item()))
-    assert out == [30.] and count_operations(lambda: x + 1).operations == 1
+    assert out == [30.] and count_operations(lambda: torch.ops.aten.add.Tensor(x, x)).operations == 1
 
 
 def problem(method, size, device="cpu"):

@@ -69,7 +69,7 @@ def test_silence_at_equality(seed, scale, dtype):
         z = v.clone().requires_grad_()
         value = f(v, z)
         value.backward()
-        assert abs(value.item()) < 2e-7 and z.grad.abs().max() < 1e-7
+        assert abs(value.item()) < 1e-6 and z.grad.abs().max() < 1e-6
 
 
 @quick
@@ -92,7 +92,7 @@ def test_the_expected_gradient_is_that_of_cross_entropy(seed, scale):
     weights = torch.tensor(p.p.ravel())
     teacher = torch.tensor(conditional(p, "y", "v")).log()[v]
     a, b = (torch.autograd.grad((weights * loss).sum(), head)[0] for loss in (vsd_loss(teacher, head[z], reduction="none"), F.cross_entropy(head[z], y, reduction="none")))
-    assert torch.allclose(a, b, atol=1e-14)
+    assert torch.allclose(a, b, atol=1e-12)
 
 
 def test_the_optimum_of_cross_distillation_is_the_other_views_expected_opinion():
@@ -103,7 +103,7 @@ def test_the_optimum_of_cross_distillation_is_the_other_views_expected_opinion()
     weights = torch.tensor(marginal(p, ["v2", "z1"]).p.ravel())
     head = torch.tensor(np.log(conditional(p, "v2", "z1") @ conditional(p, "y", "v2"))).requires_grad_()
     loss = (weights * vcd_loss(torch.tensor(conditional(p, "y", "v2")).log()[v2], head[z1], reduction="none")).sum()
-    assert torch.autograd.grad(loss, head)[0].abs().max() < 1e-14
+    assert torch.autograd.grad(loss, head)[0].abs().max() < 1e-12
 
 
 # -- the released loss
@@ -126,7 +126,7 @@ def test_released_loss_is_the_released_call_and_stays_in_its_range(seed, scale, 
 def test_released_loss_is_least_at_the_softmax_of_the_probabilities(seed, scale, C):
     v, other = logits(seed, scale, C)
     best = v.softmax(1).detach().requires_grad_()
-    assert torch.autograd.grad(released_loss(v, best), best)[0].abs().max() < 1e-14
+    assert torch.autograd.grad(released_loss(v, best), best)[0].abs().max() < 1e-12
     assert released_loss(v, best) <= released_loss(v, other) and best.softmax(1).max() / best.softmax(1).min() <= math.e
 
 

@@ -298,13 +298,13 @@ def test_stop_and_go_loses_nothing(runs, tmp_path, forget):
 def test_buttons_do_what_they_say(runs, tmp_path):
     board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), tmp_path/"run", runs[1]))
     assert (board.start.disabled, board.halt.disabled, board.start.description) == (False, True, "Start")
-    started = threading.Event()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(X._Steps, "update", lambda self, update=X._Steps.update: (started.set(), time.sleep(.02), update(self)))
+    started, halted = threading.Event(), threading.Event()
+    with pytest.MonkeyPatch.context() as patch: # the first step ends when the stop has been asked for
+        patch.setattr(X._Steps, "update", lambda self, update=X._Steps.update: (started.set(), halted.wait(600), update(self)))
         board.start.click()
-        assert started.wait(30) and board.halt.disabled is False and board.start.disabled
+        assert started.wait(600) and board.halt.disabled is False and board.start.disabled
         board.start.click()   # a second run is not begun
-        board.halt.click(); board.wait(30)
+        board.halt.click(); halted.set(); board.wait(600)
     assert board.start.description == "Go on" and board.halt.disabled and len(board.history) < 4
     picture = board.image.value
     board.beside.value = "losses"
@@ -318,7 +318,7 @@ def test_watching_another_run(runs, tmp_path):
     assert len(board.numbers) == 0 and "0 of 4" in board.status.value
     blank, board.watch.value = board.image.value, True
     other.fit()
-    for _ in range(500):
+    for _ in range(30_000):
         if "4 of 4" in board.status.value: break
         time.sleep(.02)
     board.watch.value = False
@@ -332,11 +332,11 @@ def test_a_folder_in_use_is_left_alone(runs, tmp_path):
     assert row["epoch"] == 0
     trainer.save()
     board = X.Dashboard(tmp_path/"run", runs[1])
-    board.go(); board.wait(30)
+    board.go(); board.wait(600)
     assert "another process" in board.state and board.trainer is None
     list(others)
     assert trainer.epoch == 4
-    board.go(); board.wait(30)   # reads the folder again, and finds nothing left to do
+    board.go(); board.wait(600)   # reads the folder again, and finds nothing left to do
     assert "Finished" in board.state and len(board.history) == 4
 
 
@@ -344,7 +344,7 @@ def test_an_error_while_training_is_told(runs):
     board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), None, runs[1]))
     def fail(*args): raise RuntimeError("no more <disk>")
     board.trainer.train_step = fail
-    board.go(); board.wait(30)
+    board.go(); board.wait(600)
     assert not board.running and "RuntimeError: no more <disk>" in board.state and "&lt;disk&gt;" in board.status.value
 
 
@@ -352,7 +352,7 @@ def test_memory_that_runs_out_is_told_as_elsewhere(runs):
     board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), None, runs[1]))
     def fail(*args): raise torch.OutOfMemoryError("CUDA out of memory")
     board.trainer.train_step = fail
-    board.go(); board.wait(30)
+    board.go(); board.wait(600)
     assert "out of memory with batches of" in board.state and "OutOfMemoryError" not in board.state
 
 

@@ -47,19 +47,22 @@ def test_shapes(bottleneck, front, size):
     assert {k: f.shape[1] for k, f in model.eval().embed(images(4, size), 1).items()} == widths
 
 
+def close(a, b): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4) # rows of batches of another size, in other roundings
+
+
 def test_each_image_goes_to_its_branches():
     "In eval mode rows are independent: the specific branches see one modality each, the shared one both."
     model, v, i = net().eval(), images(3), images(3, seed=1)
     out = model(v, i)
     for got, (branch, x) in zip(out, ((model.visible, v), (model.infrared, i), (model.shared, v), (model.shared, i))):
-        for a, b in zip(got, branch(model.front(x))): torch.testing.assert_close(a, b) if a is not None else None
+        for a, b in zip(got, branch(model.front(x))): close(a, b) if a is not None else None
     for modality, x in enumerate((v, i)):
         features = model.embed(x, modality)
         for s in "vz":
             specific, shared = getattr(out[modality], s), getattr(out[2 + modality], s)
-            torch.testing.assert_close(features[f"{s} shared"], shared)
-            torch.testing.assert_close(features[f"{s} specific+shared"], join(specific, shared))
-            torch.testing.assert_close(features[f"{s} specific+shared"].norm(dim=1), torch.full((3,), 2**.5))
+            close(features[f"{s} shared"], shared)
+            close(features[f"{s} specific+shared"], join(specific, shared))
+            close(features[f"{s} specific+shared"].norm(dim=1), torch.full((3,), 2**.5))
 
 
 @pytest.mark.parametrize("bottleneck", [True, False])
@@ -295,10 +298,10 @@ def test_lean_network_parts_and_joins():
     out = model(v, i)
     assert out.visible is None and out.pairs == (out.shared,) and out.specific is out.shared or out.specific == out.shared
     for stem, half, x, modality in zip(model.stems, out.shared, (v, i), (0, 1)):
-        for a, b in zip(half, model.shared(stem(model.front(x)))): torch.testing.assert_close(a, b) if a is not None else None
+        for a, b in zip(half, model.shared(stem(model.front(x)))): close(a, b) if a is not None else None
         features = model.embed(x, modality)
         assert set(features) == {"v shared", "z shared"}
-        torch.testing.assert_close(features["z shared"], half.z)
+        close(features["z shared"], half.z)
     for p in model.stems[0].parameters(): p.data.add_(.5)
     assert torch.equal(model.embed(i, 1)["v shared"], features["v shared"]) and not torch.allclose(model.embed(v, 0)["v shared"], out.shared_visible.v)
 
@@ -329,7 +332,7 @@ def test_grey_views_are_those_of_the_released_code():
     model, v, i = net(views="grey", front="pixels").eval(), images(3), images(3, seed=1)
     out, x = model(v, i), model.front(torch.cat([v, i]))
     grey = (.2989*x[:, 0] + .5870*x[:, 1] + .1140*x[:, 2])[:, None].expand(-1, 3, -1, -1)
-    for got, (branch, seen) in zip(out, ((model.visible, x), (model.infrared, grey), (model.shared, x), (model.shared, grey))): torch.testing.assert_close(got.z, branch(seen).z)
+    for got, (branch, seen) in zip(out, ((model.visible, x), (model.infrared, grey), (model.shared, x), (model.shared, grey))): close(got.z, branch(seen).z)
     features = model.embed(v, 0)
-    torch.testing.assert_close(features["v specific+shared"], torch.cat([p.v[:3] for p in (out.infrared, out.shared_infrared, out.visible, out.shared_visible)], 1))
+    close(features["v specific+shared"], torch.cat([p.v[:3] for p in (out.infrared, out.shared_infrared, out.visible, out.shared_visible)], 1))
     assert torch.equal(features["z shared"], model.embed(v, 1)["z shared"]) # which modality it is plays no part

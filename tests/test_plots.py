@@ -89,7 +89,7 @@ def test_pca_is_the_largest_spread_of_the_directions():
     singular = torch.linalg.svdvals(unit - unit.mean(0))[:2]
     np.testing.assert_allclose(np.linalg.norm(points, axis=0), singular, rtol=1e-4)
     assert name == "PCA" and points.dtype == np.float32 and torch.equal(x, before)
-    np.testing.assert_allclose(points, plots.embed_2d(5*x.numpy(), method="pca")[0], atol=1e-5)   # length does not count
+    np.testing.assert_allclose(points, plots.embed_2d(5*x.numpy(), method="pca")[0], atol=1e-4)   # length does not count
 
 
 def test_without_umap_it_is_pca_and_says_so(monkeypatch):

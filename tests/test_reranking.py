@@ -80,21 +80,21 @@ def groups(people=100, images=6, size=32, noise=1.2, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_across_blocks_it_is_the_dense_form_within_a_millionth(dtype):
+def test_across_blocks_it_is_the_dense_form_within_rounding(dtype):
     q, g, ids = groups(dtype=dtype)   # 1,200 images, three blocks
     ours = rerank(q, g)
     assert ours.shape == (600, 600) and ours.dtype == dtype and ours.min() >= 0 and ours.max() <= 1
-    torch.testing.assert_close(ours, rerank_densely(q, g), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, rerank_densely(q, g), rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
     plain, again = (retrieval_scores(d, ids, ids) for d in (1 - torch.nn.functional.normalize(q) @ torch.nn.functional.normalize(g).T, ours))
     assert again.mean_ap > plain.mean_ap + .05
 
 
 def test_what_the_parameters_mean():
-    q, g, ids = groups(20, 3)
+    q, g, ids = groups(20, 3, dtype=torch.float64)
     old = torch.cat([rows for _, rows in _distance_blocks(_unit(q, g))])
     torch.testing.assert_close(rerank(q, g, lambda_value=1), old[:60, 60:]/old[:60].amax(1, keepdim=True))   # only the old distance
     assert not torch.equal(rerank(q, g, k2=1), rerank(q, g, k2=6)) and not torch.equal(rerank(q, g, k1=3), rerank(q, g))
-    torch.testing.assert_close(rerank(q, g), rerank(7*q, g/3), rtol=0, atol=1e-5)   # an angle knows no length
+    torch.testing.assert_close(rerank(q, g), rerank(7*q, g/3), rtol=0, atol=1e-9)   # an angle knows no length
     torch.testing.assert_close(rerank(q, g), rerank(q, g, 20, 6, .3))
 
 

@@ -307,7 +307,7 @@ def test_a_run_reads_back(run, people):
     images = people.images(people.indices("test")[:3])
     for name, f in embed(images, 0).items(): assert f.dtype == torch.float32 and f.shape[0] == 3 and torch.equal(f, embed(images, 0)[name])
     alone = [embed(images[k:k + 1], 0) for k in range(3)] # an image's features do not hang on its batch
-    for name, f in embed(images, 0).items(): torch.testing.assert_close(f, torch.cat([a[name] for a in alone]))
+    for name, f in embed(images, 0).items(): torch.testing.assert_close(f, torch.cat([a[name] for a in alone]), rtol=1e-4, atol=1e-4)
     assert same_weights(embed.model.state_dict(), load_weights(trainer.run_dir)) # nor do they leave a trace
 
 

@@ -52,7 +52,7 @@ def run(path, root=ROOT):
     notebook, started = nbformat.read(path, 4), time.time()
     for cell in notebook.cells:
         if re.search(r"^#\|\s*eval:\s*false", cell.source, re.M): cell.metadata["tags"] = ["skip-execution"] # cleaned away below
-    try: NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    try: NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     except Exception as e: return f"{path.name}: FAILED, left as it was\n{e}"
     if not any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])): notebook.metadata.pop("widgets", None) # of bars that nobody sees
     notebook.metadata.setdefault("nbdev", {})["outputs_of"] = fingerprint(notebook, root)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'PROBES', 'SHRINKAGE', 'TEMPERATURES', 'VIEW', 'AUDIT_COLUMNS', 'FEATURE_COLOURS', 'Estimate', 'estimate',
            'mean_of', 'Factor', 'as_factor', 'Split', 'group_splits', 'image_splits', 'fit_softmax', 'check_probes',
-           'Prober', 'score', 'shuffled', 'Scores', 'probe_factors', 'probe', 'barber_agakov', 'class_means',
-           'sufficiency', 'modality_purity', 'Discrepancy', 'mmd', 'Sample', 'sample_rows', 'known_factors',
-           'intensities', 'draw_sample', 'Cell', 'factor_cells', 'modality_cells', 'audit', 'Audit', 'open_audit',
-           'load_finished', 'audit_dataset', 'audit_run', 'audit_text', 'plot_factors', 'plot_sufficiency',
-           'embed_sample', 'plot_consistency', 'write_audit']
+           'Prober', 'score', 'measurable', 'shuffled', 'Scores', 'probe_factors', 'probe', 'barber_agakov',
+           'class_means', 'sufficiency', 'modality_purity', 'Discrepancy', 'mmd', 'Sample', 'sample_rows',
+           'known_factors', 'intensities', 'draw_sample', 'Cell', 'factor_cells', 'modality_cells', 'audit', 'Audit',
+           'open_audit', 'load_finished', 'audit_dataset', 'audit_run', 'audit_text', 'plot_factors',
+           'plot_sufficiency', 'embed_sample', 'plot_consistency', 'write_audit']
 
 # %% ../nbs/looking/21_audit.ipynb #c002
 import inspect, shlex, time
@@ -134,7 +134,7 @@ def _inner(train, test, parts):
 # %% ../nbs/looking/21_audit.ipynb #c016
 def _standardised(x, rows, components): # (d', n) float32: principal components, and a row of ones
     mean, spread = x[rows].mean(0), x[rows].std(0)
-    x = ((x - mean)/np.where(spread > 1e-9, spread, 1)).astype(np.float32)
+    x = ((x - mean)/np.where(spread > 1e-6*np.abs(mean) + 1e-9, spread, 1)).astype(np.float32)
     last, k = x.shape[1] - 1, min(components, x.shape[1])
     directions = linalg.eigh(x[rows].T @ x[rows], subset_by_index=(last - k + 1, last))[1][:, ::-1]
     return np.ascontiguousarray(np.concatenate([x @ directions, np.ones((len(x), 1), np.float32)], 1).T)
@@ -212,10 +212,14 @@ def _mlp_steps(x, base, labels, rows, hidden, seed, every=3): # yields a functio
             loss.backward()
             optimizer.step()
 
+def _whitened(x, train): # (d, n); 0 where the spread is within the rounding of eigenvectors in float32
+    spread = x[:, train].std(1, keepdims=True)
+    return x*(spread > 1e-3*spread.max())/np.maximum(spread, 1e-12)
+
 def _mlp(x, labels, bases, split, seed, hidden=32, components=64, checks=10): # a hidden layer beside the linear probes, whose logits are `bases`
     bases = [torch.from_numpy(b) for b in bases]
     train = np.concatenate([split.fit, split.choose])
-    x = torch.from_numpy(x[:-1][:components]/x[:-1][:components][:, train].std(1, keepdims=True))
+    x = torch.from_numpy(_whitened(x[:-1][:components], train))
     y, rows = torch.from_numpy(labels), torch.arange(x.shape[1])
     losses = []
     for _, predict in zip(range(checks), _mlp_steps(x, bases[0], y, split.fit, hidden, seed)):
@@ -287,6 +291,19 @@ def _placed(values, known):
     out[known] = values
     return out
 
+# %% ../nbs/looking/21_audit.ipynb #c026b
+def measurable(
+    value, # a score's mean, or NaN
+    ceiling, # its largest value; NaN: there is none
+) -> bool:
+    "Whether a number says something about the feature: no probe loses more than a perfect one could win."
+    return not (np.isnan(value) or value < -ceiling)
+
+def _numbers(e, null, ceiling): # the columns value, low, high, null, null_high, ceiling; NaN where not measurable
+    value, low, high = (e.value, *e.interval()) if measurable(e.value, ceiling) else (np.nan,)*3
+    average, largest = (np.mean(null), max(null)) if null and measurable(np.mean(null), ceiling) else (np.nan,)*2
+    return dict(value=value, low=low, high=high, null=average, null_high=largest, ceiling=ceiling)
+
 # %% ../nbs/looking/21_audit.ipynb #c028
 def shuffled(
     factor: Factor,
@@ -338,18 +355,13 @@ def probe(
     seed: int = 0,
     permutations: int = 3,
     **options, # of `as_factor`: bins, period
-) -> pd.DataFrame: # a row a metric: value, low, high, null, ceiling
+) -> pd.DataFrame: # a row a metric: value, low, high, null, null_high, ceiling; NaN where not `measurable`
     "How much of a factor a feature holds, as far as this kind of probe can read it in groups that it has not seen."
     groups = np.unique(groups, return_inverse=True)[1]
     factor = factor if isinstance(factor, Factor) else as_factor(factor, **options)
     if len(factor.labels) != len(groups) or len(features) != len(groups): raise InputError(f"{len(features)} features, {len(factor.labels)} values of the factor and {len(groups)} groups; needed: one of each an image")
     scores = probe_factors(Prober(features, group_splits(groups, folds, seed)), {"": factor}, groups, kind, permutations, seed)
-    return pd.DataFrame([dict(metric=metric, **_numbers(s, groups)) for (_, metric), s in scores.items()]).set_index("metric")
-
-def _numbers(scores, groups): # the columns value, low, high, null, null_high, ceiling
-    e = estimate(scores.values, groups)
-    low, high = e.interval()
-    return dict(value=e.value, low=low, high=high, null=np.mean(scores.null) if scores.null else np.nan, null_high=max(scores.null, default=np.nan), ceiling=scores.ceiling)
+    return pd.DataFrame([dict(metric=metric, **_numbers(estimate(s.values, groups), s.null, s.ceiling)) for (_, metric), s in scores.items()]).set_index("metric")
 
 # %% ../nbs/looking/21_audit.ipynb #c039
 def barber_agakov(
@@ -612,7 +624,7 @@ def modality_cells(
     few = sample.where(np.isin(sample.identity, np.unique(sample.identity)[:most*len(np.unique(sample.identity))//len(x)]))
     order = np.argsort(few.modality, kind="stable")
     d = mmd(*(_unit(few.features[feature][few.modality == m]) for m in (0, 1)), few.identity[order], seed=seed)
-    cells[*where, "MMD", "MMD2"] = Cell(Estimate(d.value, np.zeros(1)), [d.null.mean(), np.quantile(d.null, .95)], np.nan)
+    cells[*where, "MMD", "MMD2"] = Cell(Estimate(d.value, np.zeros(1)), [float(d.null.mean()), float(np.quantile(d.null, .95))], np.nan)
     return cells
 
 # %% ../nbs/looking/21_audit.ipynb #c071
@@ -635,7 +647,7 @@ def audit(
             else: more = factor_cells(parts[m], feature, shown[m], permutations=permutations, **share) | _identity_cells(few[m], feature, seed)
         cells |= {(feature, images, *key): cell for key, cell in more.items()}
     cells |= _group_means(cells)
-    return _rows(cells | _dropped(cells))
+    return _rows(cells | _dropped(cells), "people" if len(np.unique(sample.identity)) == sample.groups.max() + 1 else "scenes")
 
 # %% ../nbs/looking/21_audit.ipynb #c072
 def _shown(part, m): # groups whose factors can be seen in a modality; of each, the factors that vary there
@@ -654,14 +666,18 @@ def _group_means(cells):
 
 def _dropped(cells): # v - z of the same images, in nats
     both = {key: (cells[key], cells["z" + key[0][1:], *key[1:]]) for key in cells if key[0].startswith("v ") and key[-1] == "nats" and ("z" + key[0][1:], *key[1:]) in cells}
-    return {(f"{key[0]} - z{key[0][1:]}", *key[1:]): Cell(v.estimate - z.estimate, [], v.ceiling) for key, (v, z) in both.items()}
+    return {(f"{key[0]} - z{key[0][1:]}", *key[1:]): Cell(_difference(v, z), [], v.ceiling) for key, (v, z) in both.items()}
 
-def _rows(cells):
+def _difference(v, z): # of what could be measured
+    known = all(measurable(c.estimate.value, c.ceiling) for c in (v, z))
+    return v.estimate - z.estimate if known else Estimate(np.nan, v.estimate.pull)
+
+def _rows(cells, unit): # unit: what the groups of images are called
     rows = []
     for key, c in cells.items():
-        low, high = c.estimate.interval()
-        null = dict(null=np.mean(c.null) if key[-1] != "MMD2" else c.null[0], null_high=max(c.null)) if c.null else dict(null=np.nan, null_high=np.nan)
-        rows.append(dict(zip(("feature", "images", "group", "factor", "probe", "metric"), key)) | dict(value=c.estimate.value, low=low, high=high, **null, ceiling=c.ceiling))
+        numbers = _numbers(c.estimate, c.null, c.ceiling) | (dict(null=c.null[0]) if key[-1] == "MMD2" else {})
+        remark = f"not measurable on {len(c.estimate.pull)} {unit}" if np.isnan(numbers["value"]) else ""
+        rows.append(dict(zip(("feature", "images", "group", "factor", "probe", "metric"), key)) | numbers | dict(remark=remark))
     return pd.DataFrame(rows)
 
 # %% ../nbs/looking/21_audit.ipynb #c073
@@ -716,7 +732,7 @@ def audit_dataset(
     return load_dataset(config.dataset, seed=config.seed, **data)
 
 # %% ../nbs/looking/21_audit.ipynb #c075
-AUDIT_COLUMNS = ("dataset", "method", "seed", "split", "feature", "images", "group", "factor", "probe", "metric", "value", "low", "high", "null", "null_high", "ceiling", "protocol", "seconds", "device", "versions", "commit")
+AUDIT_COLUMNS = ("dataset", "method", "seed", "split", "feature", "images", "group", "factor", "probe", "metric", "value", "low", "high", "null", "null_high", "ceiling", "remark", "protocol", "seconds", "device", "versions", "commit")
 
 def audit_run(
     run_dir, # folder of a finished run, or an `Audit`
@@ -743,16 +759,21 @@ def audit_text(
     lines = [f"{'nats that a probe reads (' + probe + ')':44}{'of':>6}{'null':>8}  " + "".join(f"{f:>20}" for f in features)]
     for (images, group, factor), part in nats.groupby(["images", "group", "factor"], sort=False):
         name = f"{images:9} {group.replace('_', ' ')}" + (f", {factor}" if factor.startswith("mean") else "")
-        lines.append(f"{name:44}{part.ceiling.iloc[0]:6.2f}{part.null.mean():8.3f}  " + "".join(f"{_with_half(part[part.feature == f]):>20}" for f in features))
+        lines.append(f"{name:44}{part.ceiling.iloc[0]:6.2f}{_null(part):>8}  " + "".join(f"{_with_half(part[part.feature == f]):>20}" for f in features))
     for metric, part in rest.groupby("metric", sort=False):
         name, unit, digits = dict(accuracy=("modality told apart by a probe", "%", 1), purity=("modality of the nearest neighbours", "%", 1), MMD2=("MMD² between modalities", "", 4))[metric]
-        lines.append(f"{name + f' ({unit})'*bool(unit):50}{part.null.mean():8.{4 if metric == 'MMD2' else 1}f}  " + "".join(f"{_with_half(part[part.feature == f], digits):>20}" for f in features))
+        lines.append(f"{name + f' ({unit})'*bool(unit):50}{_null(part, 4 if metric == 'MMD2' else 1):>8}  " + "".join(f"{_with_half(part[part.feature == f], digits):>20}" for f in features))
+    some = pd.concat([nats[nats.probe.isin((probe, "class means"))], rest])
+    lines += [f"{remark}: the probe loses more on others than there is to read; take more people or the linear probe" for remark in dict.fromkeys(some[some.value.isna()].get("remark", []))]
     what = table.iloc[0]
     return "\n".join([*lines, f"{what.dataset}, {what.split}, seed {what.seed}; {what.protocol}. ± half of a 95 % interval; null: labels shuffled"])
+
+def _null(part, digits=3): return f"{part.null.mean():.{digits}f}" if part.null.notna().any() else "-"
 
 def _with_half(row, digits=3):
     if not len(row): return ""
     row = row.iloc[0]
+    if np.isnan(row.value): return "not measurable"
     return f"{row.value:.{digits}f}" + (f" ±{(row.high - row.low)/2:.{digits}f}" if np.isfinite(row.low) else "")
 
 # %% ../nbs/looking/21_audit.ipynb #c078
@@ -785,10 +806,11 @@ def _factor_bars(ax, rows, keys, images):
             y += 1
         both = rows.loc[[(group, factor)]]
         for r in both.itertuples():
-            at, value = y + (.2 if r.feature[0] == "z" else -.2), max(r.value, 0)
-            ax.barh(at, value, .36, color=FEATURE_COLOURS[r.feature[0]], label=r.feature)
+            at = y + (.2 if r.feature[0] == "z" else -.2)
+            ax.barh(at, max(0, r.value), .36, color=FEATURE_COLOURS[r.feature[0]], label=r.feature)
+            if np.isnan(r.value): ax.text(0, at, " not measurable", fontsize=8, va="center")
             if r.high > 0: ax.plot([max(r.low, 0), r.high], [at, at], color="#333333", lw=1)
-        ax.plot([max(both.null_high.max(), 0)]*2, [y - .45, y + .45], color="#222222", lw=1.6, label="largest of the shuffled")
+        ax.plot([max(0, both.null_high.max())]*2, [y - .45, y + .45], color="#222222", lw=1.6, label="largest of the shuffled")
         ticks[y], y = f"{factor.replace('_', ' ')} ({both.ceiling.iloc[0]:.2f})", y + 1
     ax.set(yticks=list(ticks), yticklabels=ticks.values(), ylim=(y, -.6), xlabel="nats (in brackets: all there are)", title=f"{images} images")
     ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
