@@ -859,8 +859,8 @@ def _shape_of(paths):
 def _resized(image, size):
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
-def _twins(table):
-    return [note for c in ("identity", "camera") if f"{c}_name" in table for note in name_twins(table[f"{c}_name"], c)]
+def _twins(table): # of what counts as different
+    return [note for c in ("identity", "camera") if f"{c}_name" in table for note in name_twins(table.drop_duplicates(c)[f"{c}_name"], c)]
 
 def _one_sided(table):
     seen = table.groupby("identity_name", sort=False).modality.nunique()
