@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import tempfile
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -173,7 +174,11 @@ def test_ids_from_matlab_and_their_faults(tmp_path):
     (tmp_path / "e.txt").write_text("\n")
     assert "e.txt: '' is no identity" in message(read_ids, tmp_path, "e")
     (tmp_path / "u.txt").write_bytes("1,2".encode("utf-16"))
-    assert "u.txt is not UTF-8" in message(read_ids, tmp_path, "u")
+    assert read_ids(tmp_path, "u") == [1, 2]
+    (tmp_path / "u.txt").write_bytes(b"1,\r\n2\xe9")
+    assert "u.txt is not UTF-8" in (said := message(read_ids, tmp_path, "u")) and "line 2 has the byte 0xE9" in said
+    (tmp_path / "u.txt").write_bytes(b"1\0,\0")
+    assert "u.txt: line 1 holds a NUL" in message(read_ids, tmp_path, "u")
     savemat(tmp_path / "n.mat", {"ids": np.array([[1]])})
     assert "has no variable 'id'" in message(read_ids, tmp_path, "n")
     (tmp_path / "g.mat").write_bytes(b"garbage")
@@ -196,6 +201,8 @@ def test_image_lists_faults(tmp_path):
     assert "2 of 3 lines" in message(read_list, file) and "line 2: 'b.jpg'" in message(read_list, file)
     file.write_text("\n\n")
     assert "is empty" in message(read_list, file)
+    file.write_bytes("Visible/1/a\u2028b\fc.bmp 0\r\nd.bmp 1\r".encode())
+    assert read_list(file).values.tolist() == [["Visible/1/a\u2028b\fc.bmp", 0, 1], ["d.bmp", 1, 2]]
 
 
 # ---- order and draw
@@ -538,7 +545,8 @@ def test_doctor_for_pairs(tmp_path):
     assert "no folder" in str(doctor(f"pairs:{tmp_path / 'q'}"))
 
 
-def test_doctor_for_manifests(tmp_path, sysu):
+def test_doctor_for_manifests(tmp_path):
+    sysu = fake_sysu(tmp_path / "SYSU", people=(3, 2, 3), image_size=(16, 8)) # eight people, since there are eight made-up images
     records = load_dataset(f"sysu:{sysu}").records[["path", "identity", "modality", "split"]]
     rows = [f"{p},{i},{m},{s}" for p, i, m, s in records.groupby(["split", "identity", "modality"]).head(1).itertuples(index=False)]
     (tmp_path / "m.csv").write_text("\n".join(["path,identity,modality,split", *rows, "gone.jpg,999,0,train"]), encoding="utf-8")
@@ -549,6 +557,69 @@ def test_doctor_for_manifests(tmp_path, sysu):
         assert wrong(doctor(f"csv:{tmp_path / 'm.csv'}")) == found
     (tmp_path / "m.csv").write_text("path,identity\n")
     assert wrong(doctor(f"csv:{tmp_path / 'm.csv'}")) == {"manifest"}
+
+
+def test_doctor_finds_copies_and_names_that_are_nearly_the_same(tmp_path):
+    sysu = fake_sysu(tmp_path / "SYSU", people=(3, 2, 3), image_size=(16, 8))
+    records = load_dataset(f"sysu:{sysu}").records.groupby(["split", "identity", "modality"]).head(1)
+    rows = [f"{r.path},P{r.identity},{r.modality},{r.split}" for r in records.itertuples()]
+    shutil.copy(records.path.iloc[0], tmp_path / "copy.jpg")
+    def look(*more):
+        (tmp_path / "m.csv").write_text("\n".join(["path,identity,modality,split", *rows, *more]), encoding="utf-8")
+        return doctor(f"csv:{tmp_path / 'm.csv'}")
+    assert not wrong(look()) and check(look(), "exact copies").ok and check(look(), "copies between splits").found == "none"
+    report = look("copy.jpg,p1,0,train")
+    assert not wrong(report) and "copy.jpg" in (found := check(report, "exact copies")).found and found.ok is None
+    assert "P1 and p1" in check(report, "names").found
+    report = look("copy.jpg,P9,0,test")
+    assert wrong(report) == {"copies between splits"} and "line 2 (0001.jpg, train), line 18 (copy.jpg, test)" in check(report, "copies between splits").found
+    assert "line 18: " in check(look("SYSU/" + Path(records.path.iloc[0]).relative_to(sysu).as_posix() + ",P9,0,test"), "manifest").found
+
+
+def test_doctor_finds_copies_of_pairs(tmp_path):
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    for m in ("visible", "infrared"):
+        (tmp_path / "p" / m).mkdir(parents=True)
+        for k in range(4): Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "p" / m / f"s{k}.png")
+    shutil.copy(tmp_path / "p" / "visible" / "s0.png", tmp_path / "p" / "visible" / "s3.png")
+    report = doctor(f"pairs:{tmp_path / 'p'}")
+    assert report.ok and check(report, "exact copies").ok is None and "visible/s3.png" in check(report, "exact copies").found
+
+
+plain_disk = pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="this system takes both forms of a name, and both cases, for one")
+
+
+@plain_disk
+def test_lists_and_folders_in_either_normal_form(regdb):
+    files = sorted((regdb / "Visible" / "3").iterdir())
+    composed, apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    for k, (disk, listed) in enumerate([(composed, apart), (apart, composed)]):
+        files[k].rename(files[k].with_name(f"{disk}{k}.bmp"))
+        for name in ("train_visible_1", "test_visible_1"):
+            file = regdb / "idx" / f"{name}.txt"
+            file.write_text(file.read_text("utf-8").replace(f"3/{files[k].name}", f"3/{listed}{k}.bmp"), encoding="utf-8-sig" if k else "utf-8")
+    for file in (regdb / "idx").glob("*_1.txt"): file.write_bytes(file.read_text("utf-8-sig").encode("utf-16"))
+    assert len(load_dataset(f"regdb:{regdb}")) == 240
+    regdb.rename(regdb.with_name(f"Reg{apart}"))
+    assert len(load_dataset(f"regdb:{regdb.with_name(f'Reg{composed}')}")) == 240
+    assert "which differs in capitals" in message(load_dataset, f"regdb:{regdb.with_name(f'REG{composed}')}")
+
+
+@plain_disk
+def test_files_of_a_list_that_differ_in_capitals(regdb):
+    "The list says which of them; today's disks may hold both."
+    first = sorted((regdb / "Visible" / "3").iterdir())[0]
+    (first.with_name(first.name.upper())).write_bytes(b"another file")
+    assert first in set(load_dataset(f"regdb:{regdb}").records.path)
+    lists = [regdb / "idx" / f"{split}_visible_1.txt" for split in ("train", "test")]
+    file = next(f for f in lists if first.name in f.read_text("utf-8"))
+    before = file.read_text("utf-8")
+    file.write_text(before.replace(first.name, first.name.capitalize()), encoding="utf-8")
+    assert "missing file" in message(load_dataset, f"regdb:{regdb}")
+    label = next(line for line in before.splitlines() if line.startswith(f"Visible/3/{first.name}")).split()[-1]
+    file.write_text(before + f"./Visible/3/{first.name} {label}\n", encoding="utf-8")
+    assert "1 repetition" in message(load_dataset, f"regdb:{regdb}")
 
 
 def test_doctor_for_the_rest():

@@ -4,7 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from vdistill.cli import main
+from vdistill.cli import main, read_columns
+from vdistill.core import InputError
 
 SMALL = ["epochs=2", "width=8", "features=32", "z_features=32", "hidden=[32]", "validate_every=1", "identities_per_batch=8"]
 PEOPLE = ["data.identities=[24, 8, 12]", "data.images_per_camera=2"]
@@ -242,3 +243,22 @@ def test_from_a_shell(tmp_path):
     for command in ([str(Path(sys.executable).parent/"vdistill")], [sys.executable, "-m", "vdistill"]):
         done = subprocess.run([*command, "train", "pairs:nowhere"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_columns_as_spreadsheets_write_them(tmp_path, separator, encoding):
+    rows = [["größe", "b", "word"], *([f"{k}.5", f"{k}", f"w{k}"] for k in range(9))]
+    (tmp_path/"t.csv").write_bytes("\r\n".join(separator.join(row) for row in rows).encode(encoding))
+    x, y = read_columns(tmp_path/"t.csv", "größe", "b, word")
+    assert x["größe"].tolist() == [k + .5 for k in range(9)] and y.b.tolist() == list(range(9)) and not pd.api.types.is_numeric_dtype(y.word)
+    if separator != ",":
+        (tmp_path/"t.csv").write_bytes("\r\n".join(separator.join(row).replace(".", ",") for row in rows).encode(encoding))
+        pd.testing.assert_frame_equal(read_columns(tmp_path/"t.csv", "größe", "b")[0], x)
+
+def test_columns_of_rows_that_are_longer_than_the_header(tmp_path):
+    "Taken for an index, their first cell would move every column by one."
+    (tmp_path/"t.csv").write_text("a,b\n1,2,3\n4,5,6\n")
+    with pytest.raises(InputError, match="line 2 has 3 of 2 cells"): read_columns(tmp_path/"t.csv", "a", "b")
+    (tmp_path/"t.csv").write_bytes("a,é\n1,2\n".encode("cp1252"))
+    with pytest.raises(InputError, match="line 1 has the byte 0xE9.*cp1252"): read_columns(tmp_path/"t.csv", "a", "a")

@@ -1,5 +1,10 @@
 "Grids, faults and files that are too dull for the chapter; real pairs where there are some."
+import os
 import pickle
+import shutil
+import subprocess
+import sys
+import unicodedata
 import warnings
 
 import numpy as np
@@ -12,8 +17,8 @@ from scipy.ndimage import map_coordinates
 
 from vdistill.core import InputError
 from vdistill.data import (CSVDataset, DataWarning, Jitter, PairsDataset, Protocol, ReIDDataset, as_size, block_splits, check_images, codes, image_shape,
-                           complain, cut, disjoint, find_pairs, grid_windows, load_dataset, near_duplicates, read_image, sample_views, size_for,
-                           thumbnail, uniform, view_parameters)
+                           complain, cut, disjoint, find_pairs, grid_windows, load_dataset, near_duplicates, read_boxes, read_image, read_manifest,
+                           read_table, sample_views, size_for, thumbnail, uniform, view_parameters)
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("fixed")
@@ -412,6 +417,197 @@ def test_identities_that_are_one_number_or_negative(images):
 def test_quoted_cells(images):
     (images / "a, b.png").write_bytes((images / "0v.png").read_bytes())
     assert len(CSVDataset(manifest(images, ['"a, b.png","O\'Neill, x",0,v,train', "0i.png,\"O'Neill, x\",1,i,train"]))) == 2
+
+
+# ---- names as people have them
+
+NFC, NFD = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë") # they look alike
+plain_disk = pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="this system takes both forms of a name, and both cases, for one")
+
+
+def rename(path, name): return path.rename(path.with_name(name))
+
+
+@plain_disk
+@pytest.mark.parametrize("visible, infrared", [(NFC, NFD), (NFD, NFC), (NFD, NFD)])
+def test_pairs_in_either_normal_form(pairs, visible, infrared):
+    "Archives from macOS write an accented letter as two characters."
+    before = PairsDataset(write(pairs.parent/"plain", {f"s{k}": scene(k) for k in range(5)} | {NFC: scene(5)}))
+    rename(pairs/"visible"/"s5.png", f"{visible}.png"), rename(pairs/"infrared"/"s5.png", f"{infrared}.png")
+    dataset = PairsDataset(pairs)
+    pd.testing.assert_frame_equal(dataset.records, before.records)
+    boxed = boxes(pairs, [f"{name},10,20,30,70,{who}" for name, who in zip(["s0", "s1.png", "visible\\s2.png", NFC, f"{NFD}.png"], "abcde")])
+    assert list(read_boxes(boxed/"boxes.csv", find_pairs(boxed).scene).scene) == [NFC, NFC, "s0", "s1", "s2"]
+
+
+@plain_disk
+def test_names_that_look_alike_in_one_folder(pairs):
+    shutil.copy(rename(pairs/"visible"/"s1.png", f"{NFC}.png"), pairs/"visible"/f"{NFD}.png")
+    assert "1 image with a namesake" in (said := message(find_pairs, pairs)) and "accents" in said
+
+
+@plain_disk
+def test_names_that_differ_in_capitals(pairs):
+    rename(pairs/"infrared"/"s1.png", "S1.png")
+    said = message(PairsDataset, pairs)
+    assert "s1.png: no infrared image of this name" in said and "S1 and s1" in said and "capitals" in said
+    assert "no scene 'S2'" in (said := message(PairsDataset, boxes(pairs, ["S2,0,0,30,70,1"]))) and "s2, which differs in capitals" in said
+
+
+@plain_disk
+@pytest.mark.parametrize("kind", ["pairs", "csv"])
+def test_the_folder_itself_in_another_form(images, kind):
+    home = images/f"{NFD} set"
+    write(home, {f"s{k}": scene(k) for k in range(4)})
+    for k in range(8):
+        for m in "vi": shutil.copy(images/f"{k}{m}.png", home)
+    manifest(home, rows_of())
+    end = "/set.csv" if kind == "csv" else ""
+    assert len(load_dataset(f"{kind}:{images}/{NFC} set{end}")) == len(load_dataset(f"{kind}:{home}{end}"))
+    assert f"{NFD} set', which differs in capitals" in message(load_dataset, f"{kind}:{images}/{NFC.upper()} set{end}").replace(f"{NFD} set{end}", f"{NFD} set")
+    home.rename(images/f"{NFC} set"), (images/f"{NFD} set").mkdir()
+    assert f"{NFC} set" in str(find_pairs(f"{images}/{NFC} set").visible[0]) if kind == "pairs" else True
+
+
+@plain_disk
+def test_manifests_in_either_normal_form(images):
+    rename(images/"0v.png", f"{NFD}.png"), rename(images/"0i.png", f"{NFC}.i.png")
+    rows = [f"{NFC}.png,{NFC},0,v,train", f"{NFD}.i.png,{NFD},1,ir,train", *rows_of()[2:]]
+    dataset = CSVDataset(manifest(images, rows))
+    assert dataset.records.identity.nunique() == 8 and not dataset.notes # two forms of a name are one person
+    said = message(CSVDataset, manifest(images, [*rows[:2], rows[2].replace("1v", "1V"), *rows[3:]]))
+    assert "line 4: 1V.png" in said and "1v.png', which differs in capitals" in said
+    for name in ("e\u0323\u0307", "e\u0307\u0323"): shutil.copy(images/"1v.png", images/f"{name}.png")
+    said = message(CSVDataset, manifest(images, ["\u1eb9\u0307.png,x,0,v,train", *rows]))
+    assert "line 2" in said and "2 of this name" in said
+
+
+@pytest.mark.parametrize("spelled", ["./0v.png", "{home}/0v.png", "../{name}/0v.png", "link.png", "hard.png", "folder/0v.png", "copy.png", ".//0v.png"])
+def test_one_file_under_two_names_is_a_leak(images, spelled):
+    try: os.symlink("0v.png", images/"link.png"), os.link(images/"0v.png", images/"hard.png"), os.symlink(images, images/"folder", target_is_directory=True)
+    except OSError: pytest.skip("no links here")
+    shutil.copy(images/"0v.png", images/"copy.png")
+    again = spelled.format(home=images.resolve(), name=images.name)
+    rows = rows_of(6) + [f"{again},x,0,v,test", "7i.png,x,1,i,test"]
+    said = message(CSVDataset, manifest(images, rows))
+    assert "line 2" in said and "line 14" in said and "0v.png" in said and ("copy.png" in said if spelled == "copy.png" else True)
+
+
+def test_copies_within_a_split_are_taken(images):
+    "They may be frames of a black camera; the doctor names them."
+    shutil.copy(images/"0v.png", images/"copy.png"), os.link(images/"0v.png", images/"hard.png")
+    rows = ["copy.png,5,0,v,train", "hard.png,6,0,v,train", *rows_of()]
+    assert len(CSVDataset(manifest(images, rows))) == 18
+    assert "line 6: ./1v.png is listed before, in line 4 as 1v.png" in message(CSVDataset, manifest(images, [*rows_of()[:4], "./1v.png,1,0,v,train"]))
+
+
+@pytest.mark.parametrize("names, shown", [(("7", "7.0"), "7 and 7.0"), (("P1", "p1"), "P1 and p1"), (("Ann B", "Ann\u00a0B"), r"Ann B and 'Ann\xa0B'"), (("Ann", "A\u200bnn"), r"Ann and 'A\u200bnn'"),
+                                          (("no 1", "no1"), "no 1 and no1"), (("\uff11\uff12a", "12A"), "\uff11\uff12a and 12A"), (("07.0", "7.00"), "07.0 and 7.00")])
+def test_identities_that_are_nearly_the_same_are_named(images, names, shown):
+    rows = [f"{k}{m}.png,{names[m == 'i'] if k == 0 else k},0,{m},train" for k in range(8) for m in "vi"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CSVDataset(manifest(images, rows))
+    first, *_ = [str(w.message) for w in caught if issubclass(w.category, DataWarning)]
+    assert "1 identity written in several ways" in first and shown in first
+
+
+def test_nearly_the_same_cameras_and_boxed_people_are_named(images, pairs):
+    with pytest.warns(DataWarning, match="1 camera written in several ways.*C1 and c1"): CSVDataset(manifest(images, ["0v.png,0,C1,v,train", "0i.png,0,x,i,train", "1v.png,1,c1,v,train", "1i.png,1,x,i,train"]))
+    with pytest.warns(DataWarning, match="1 identity written in several ways.*P1 and p1"): PairsDataset(boxes(pairs, [f"s{k},10,20,30,70,{who}" for k, who in enumerate(["P1", "p1", "7", "8"])]))
+
+
+@pytest.mark.parametrize("names", [("70", " 70"), ("70", "70\u00a0"), ("Ann", "\u3000Ann "), (NFC, NFD)])
+def test_blanks_around_a_name_and_its_normal_form_do_not_count(images, names):
+    dataset = CSVDataset(manifest(images, [f"{k}{m}.png,{names[m == 'i'] if k == 0 else k},0,{m},train" for k in range(8) for m in "vi"]))
+    assert dataset.records.identity.nunique() == 8 and not dataset.notes
+
+
+# ---- tables as programs write them
+
+def test_paths_of_windows(images):
+    (images/"sub").mkdir()
+    for file in images.glob("*.png"): shutil.copy(file, images/"sub")
+    dataset = CSVDataset(manifest(images, [f"sub\\{row}" for row in rows_of()]))
+    assert len(dataset) == 16 and torch.equal(dataset.images([3]), CSVDataset(manifest(images, rows_of())).images([3]))
+    if os.name != "nt":
+        shutil.copy(images/"0v.png", images/"sub\\9v.png") # a name of its own here
+        assert len(CSVDataset(manifest(images, ["sub\\9v.png,9,0,v,train", *rows_of()]))) == 17
+        for place in (r"C:\set\0v.png", "C:/set/0v.png", r"\\server\set\0v.png"):
+            said = message(CSVDataset, manifest(images, [f"{place},0,0,v,train", *rows_of()]))
+            assert "line 2" in said and place in said and "Windows" in said
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+MARKS = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_and_encodings(images, separator, encoding):
+    text = "\r\n".join(["path,identity,camera,modality,split", *rows_of(names="Zoë {}")]).replace(",", separator) + "\r\n"
+    (images/"set.csv").write_bytes(MARKS.get(encoding, b"") + text.encode(encoding))
+    dataset = CSVDataset(images/"set.csv")
+    assert len(dataset) == 16 and dataset.records.identity_name[0] == "Zoë 0" and dataset.records.path[3] == images/"1i.png"
+
+
+def test_what_separates_and_encodes_is_said_where_it_cannot_be_told(images):
+    file, text = images/"set.csv", "\n".join(["path,identity,camera,modality,split", *rows_of(names="Zoë {}")])
+    for data, parts in {text.encode("cp1252"): ("line 2", "0xEB", "ë", "cp1252", "UTF-8"), text.encode("utf-16-le"): ("line 1", "NUL", "UTF-16"), text.replace(",", "|").encode(): ("no column path", "path|identity", "semicolons"),
+                        text.replace("Zoë 3", "\0").encode(): ("line 8", "NUL"), b"\xff\xfea": ("not UTF-16",), text.encode("cp1252").replace(b"\xeb", b"\x81"): ("0x81",)}.items():
+        file.write_bytes(data)
+        said = message(CSVDataset, file)
+        assert str(file) in said and all(part in said for part in parts), said
+    file.write_text('sep=;\npath;identity;modality;split\n"0v.png";a;v;train\n0i.png; "a";i;train\n', encoding="utf-8")
+    assert list(read_table(file, ["path", "split"]).line) == [3, 4] and list(read_table(file, ["path", "split"]).identity) == ["a", "a"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("odd", ["a\fb", "a\u2028b", "a\x85b", "a\x1cb", "a\vb"])
+def test_odd_characters_within_a_cell(tmp_path, odd, end):
+    (tmp_path/"t.csv").write_bytes(end.join(["name,x", f"{odd},1", "c,2", ""]).encode())
+    table = read_table(tmp_path/"t.csv", ["name", "x"])
+    assert list(table.name) == [odd, "c"] and list(table.line) == [2, 3]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_breaks_within_a_cell(tmp_path, end):
+    "A row counts as the line on which it begins."
+    (tmp_path/"t.csv").write_bytes(end.join(["name,x", '"a', 'b",1', "", 'c,"2', "", '3"', "d,4", ""]).encode())
+    table = read_table(tmp_path/"t.csv", ["name", "x"])
+    assert list(table.name) == [f"a{end}b", "c", "d"] and list(table.line) == [2, 5, 8]
+    (tmp_path/"t.csv").write_bytes(end.join(["name,x", '"a', 'b",1', "c,", "d,4", ""]).encode())
+    assert "line 4 has no x" in message(read_table, tmp_path/"t.csv", ["name", "x"])
+
+
+def test_quotes_that_are_left_open(tmp_path):
+    "They would swallow the lines that follow."
+    for line in ('"a,1', '"a"b,1', '"a\nb,1\n'):
+        (tmp_path/"t.csv").write_text(f"name,x\nz,0\n{line}\nc,2\n")
+        assert "line 3" in (said := message(read_table, tmp_path/"t.csv", ["name", "x"])) and "quote" in said
+
+
+READ_ONLY = """
+import warnings, numpy as np, pandas as pd, torch
+warnings.simplefilter("error"); torch.set_warn_always(True)
+if pd.__version__ < "3": pd.options.mode.copy_on_write = True # as from pandas 3 on
+from vdistill.data import CSVDataset
+from vdistill.retrieval import as_features, retrieval_scores
+dataset = CSVDataset("set.csv", image_size=16)
+rows = dataset.records[dataset.records.modality == 1].index
+fixed = np.arange(4); fixed.setflags(write=False)
+for indices in (rows, rows.to_series(), rows.to_numpy(), dataset.records.identity.to_numpy(), fixed, [0, 1], torch.arange(3)): assert dataset.images(indices).shape[1:] == (3, 16, 16)
+frame = pd.DataFrame(np.eye(4))
+as_features(frame.to_numpy(), "a")
+retrieval_scores(frame.to_numpy(), dataset.records.identity[:4].to_numpy(), dataset.records.identity[:4], exclude=(frame > 2).to_numpy())
+assert not fixed.flags.writeable
+"""
+
+
+def test_columns_of_pandas_that_cannot_be_written_to(images, tmp_path):
+    "torch says that writing to them is undefined; nobody writes."
+    manifest(images, rows_of())
+    subprocess.run([sys.executable, "-c", READ_ONLY], cwd=images, check=True, env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
 
 
 # ---- the base class

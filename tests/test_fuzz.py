@@ -216,12 +216,12 @@ def tables(draw, columns):
     if draw(st.integers(0, 5)) == 0: rows[-1] = rows[-1][1:]
     if draw(st.integers(0, 7)) == 0: rows[-1][-1:] = ["b"*140_000] # more than a cell may hold
     text = draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n"])).join(draw(st.sampled_from([",", ",", ",", ";", ", "])).join(row) for row in rows)
-    data = text.encode(draw(st.sampled_from(["utf-8"]*5 + ["utf-8-sig", "utf-16", "utf-32"])), "replace")
+    data = text.encode(draw(st.sampled_from(["utf-8"]*5 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])), "replace")
     return draw(mutated([data], 3)) if draw(st.integers(0, 3)) == 0 else data
 
 
 def with_images(folder):
-    for name in ("v0.png", "v1.png", "i0.png", "i1.png"): put(folder / name, PNGS[0])
+    for name, data in zip(("v0.png", "v1.png", "i0.png", "i1.png"), PNGS): put(folder / name, data)
     put(folder / "torn.png", PNGS[0][:100])
     return folder
 

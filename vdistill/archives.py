@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'ASK', 'DRAW', 'GET_DRAW', 'UNPACK', 'SYSU_INFRARED', 'REGDB_TOPS', 'TRIALS', 'LLCM_CAMERAS', 'LLCM_TEST',
-           'ROOTS', 'READERS', 'LOOKS', 'CACHED', 'read_text', 'read_ids', 'is_number', 'read_list', 'in_order',
-           'is_image', 'scan_people', 'index_files', 'Check', 'fault_check', 'passed_over', 'look_sysu', 'remaining',
+           'ROOTS', 'READERS', 'LOOKS', 'CACHED', 'read_ids', 'is_number', 'read_list', 'in_order', 'is_image',
+           'scan_people', 'index_files', 'listed_file', 'Check', 'fault_check', 'passed_over', 'look_sysu', 'remaining',
            'read_permutations', 'draw_faults', 'look_regdb', 'look_lists', 'look_llcm', 'camera_in_name',
            'ArchiveDataset', 'look_folder', 'accept', 'SYSUDataset', 'RegDBDataset', 'LLCMDataset', 'fake_looks',
            'spread', 'plant', 'fake_sysu', 'fake_regdb', 'fake_llcm', 'Report', 'doctor', 'count_checks',
@@ -21,17 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from .cache import PixelCache, cache_faults, cache_folder, pixel_file, read_pixels
 from .core import InputError, generator
-from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _count, as_path, as_size, check_images, draw_validation, find_pairs, load_dataset, parse_spec, read_manifest
-
-# %% ../nbs/reid/10b_archives.ipynb #c007
-def read_text(
-    path, # a text file in UTF-8
-) -> str: # without a byte-order mark
-    "The text of a list."
-    try: return Path(path).read_text("utf-8-sig")
-    except FileNotFoundError: raise InputError(f"{path}: missing") from None
-    except UnicodeDecodeError: raise InputError(f"{path} is not UTF-8 text; save it as plain text in UTF-8") from None
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _capitals, _count, _fold, _nearly, _some, _twins, as_path, as_size, check_images, copies, draw_validation, exact_copies, find_pairs, load_dataset, parse_spec, read_manifest, read_text
 
 # %% ../nbs/reid/10b_archives.ipynb #c008
 def read_ids(
@@ -69,7 +59,7 @@ def read_list(
     path, # lines of `path label`
 ) -> pd.DataFrame: # path (as written, with forward slashes), label, line
     "An image list; complains about all lines that are not right."
-    lines = [(n, line.strip(" \t,;")) for n, line in enumerate(read_text(path).splitlines(), 1)]
+    lines = [(n, line.strip(" \t,;")) for n, line in enumerate(re.split("\r\n?|\n", read_text(path)), 1)]
     found = [(n, line, re.fullmatch(r"(.*\S)[\s,;]+(\d{1,18})", line)) for n, line in lines if line]
     wrong = [f"line {n}: {line!r}" for n, line, match in found if not match]
     if wrong: raise InputError(f"{path}: {len(wrong)} of {len(found)} lines are not `path label`, such as {wrong[0]}; write a path, a blank and a whole number")
@@ -109,15 +99,24 @@ def scan_people(
 def index_files(
     folder, # of the dataset
     tops, # its subfolders to walk
-) -> tuple[dict, list]: # path in the list, case folded -> path; and what was passed over
+) -> tuple[dict, list]: # path in the list, case folded -> paths, mostly one; and what was passed over
     "Every image below some subfolders."
     found, others = {}, []
     for top in tops:
         for root, _, names in os.walk(Path(folder)/top):
             inner = Path(root).relative_to(folder).as_posix()
-            found |= {f"{inner}/{name}".casefold(): Path(root, name) for name in names if is_image(name)}
+            for name in filter(is_image, names): found.setdefault(_fold(f"{inner}/{name}"), []).append(Path(root, name))
             others += [os.path.join(root, name) for name in names if not is_image(name)]
     return found, sorted(others)
+
+def listed_file(
+    path: str, # in a list
+    files: dict, # of `index_files`
+) -> Path|None: # None where there is none, or several and none that is written like this
+    "The file that a list means."
+    path = os.path.normpath(path).replace("\\", "/")
+    there = files.get(_fold(path), [])
+    return there[0] if len(there) == 1 else next((file for file in there if file.as_posix().endswith(f"/{path}")), None)
 
 # %% ../nbs/reid/10b_archives.ipynb #c020
 @dataclass
@@ -287,7 +286,7 @@ def look_lists(
         try: tables.append(read_list(path).assign(split=split, modality=modality, list=path.name))
         except InputError as e: faults.append(str(e))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["path", "label", "line", "split", "modality", "list"])
-    table["listed"], table["path"] = table.path, [files.get(os.path.normpath(path).replace("\\", "/").casefold()) for path in table.path]
+    table["listed"], table["path"] = table.path, [listed_file(path, files) for path in table.path]
     table["person"] = [f"//{path}".split("/")[-2] for path in table.listed]
     checks = [fault_check("image lists", faults, "fault", f"{UNPACK}, or correct these lists", ", ".join(f"{t.list.iloc[0]} {len(t):,}" for t in tables)),
               *_check_listed(table, tops)]
@@ -301,10 +300,11 @@ def _check_listed(table, tops):
     astray = table[np.array([match is None for match in wanted], bool)]
     pairs = table[["split", "label", "person"]].drop_duplicates()
     mixed = pairs[pairs.duplicated(["split", "label"], keep=False) | pairs.duplicated(["split", "person"], keep=False)]
+    twice = table.path.where(table.path.notna(), table.listed).map(lambda path: _fold(str(path))).duplicated()
     again = "Take the lists from the archive again"
     return [fault_check("listed images", said(table[table.path.isna()]), "missing file", UNPACK, f"{len(table):,}, all there"),
             fault_check("folders of listed images", said(astray), "misplaced line", again, f"each is a number in {' or '.join(tops)}, as its list says"),
-            fault_check("repetitions", said(table[table.listed.str.casefold().duplicated()]), "repetition", again),
+            fault_check("repetitions", said(table[twice]), "repetition", again),
             fault_check("labels", [f"{r.split} label {r.label} is folder {r.person}" for r in mixed.itertuples()], "contradiction", again, "each goes with one folder")]
 
 # %% ../nbs/reid/10b_archives.ipynb #c038
@@ -371,7 +371,7 @@ def look_folder(
 ) -> Check:
     "Whether it is there at all, or one folder further down."
     folder, roots = as_path(folder), ROOTS[kind]
-    if not os.path.isdir(folder): return Check("folder", False, f"no folder {str(folder)!r}", "", ASK[kind])
+    if not os.path.isdir(folder): return Check("folder", False, f"no folder {str(folder)!r}{_nearly(folder)}", "", ASK[kind])
     if any((folder/root).is_dir() for root in roots): return Check("folder", True, str(folder))
     below = [inner for inner in sorted(folder.iterdir()) if any((inner/root).is_dir() for root in roots)]
     found = ", ".join(sorted(os.listdir(folder))[:10]) or "nothing"
@@ -695,8 +695,13 @@ def _examine_pairs(kind, where):
     try: scenes = find_pairs(where)
     except InputError as e: return [], [Check("folder", False, str(e))]
     alone = [row.visible or row.infrared for row in scenes.itertuples() if row.visible is None or row.infrared is None]
-    checks = [Check("scenes", True, f"{len(scenes):,}"), fault_check("pairs", alone, "single image", "Add the other image of the pair, or remove this one", "all are complete")]
-    return [path for m in MODALITIES for path in scenes[m] if path is not None], checks + _opens(f"pairs:{where}")
+    checks = [Check("scenes", True, f"{len(scenes):,}"), fault_check("pairs", alone, "single image", "Add the other image of the pair, or remove this one" + _capitals(scenes), "all are complete")]
+    paths = [path for m in MODALITIES for path in scenes[m] if path is not None]
+    twice = ["/".join(paths[at].parts[-2:]) for group in exact_copies(paths) for at in group[1:]]
+    return paths, [*checks, _note_copies(twice), *_opens(f"pairs:{where}")]
+
+def _note_copies(twice): # of lines or files
+    return Check("exact copies", None if twice else True, f"{len(twice):,}" + (f": {_some(twice)}" if twice else ""), "", "Two names for one image: is each what its name says?")
 
 def _examine_csv(kind, where):
     try: table = read_manifest(where)
@@ -704,8 +709,13 @@ def _examine_csv(kind, where):
     seen = table.groupby("identity").modality.nunique()
     checks = [Check("manifest", True, f"{len(table):,} images of {len(seen):,} identities"),
               Check("identities in one modality only", None if (seen == 1).any() else True, f"{(seen == 1).sum():,}", "", "Nothing across modalities can be learned or asked there"),
+              *(Check("names", None, note) for note in _twins(table)), *_check_copies(table),
               *(_check_split(table[table.split == split], split) for split in SPLITS)]
     return table.path.tolist(), checks
+
+def _check_copies(table):
+    apart, within = copies(table)
+    return [fault_check("copies between splits", apart, "image", "Leave each in one split: what was trained on cannot be tested on"), _note_copies(within)]
 
 def _check_split(part, split): # has it the people that `train` asks for?
     seen = part.groupby("identity").modality.nunique()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits, image_splits, open_audit, score
 from .bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
-from .core import InputError
+from .core import InputError, as_tensor
 from .data import MODALITIES
 from .plots import COLOURS, in_house_style
 from .training import write_csv
@@ -150,7 +150,7 @@ def across(
     "I(z_visible; z_infrared) of people that the critic has not seen."
     people, rows = pair_rows(identity, modality, times, seed)
     of = np.unique(groups[rows[0, 0]], return_inverse=True)[1]
-    unit = F.normalize(torch.from_numpy(np.asarray(features, np.float32)), dim=1)
+    unit = F.normalize(as_tensor(np.asarray(features, np.float32)), dim=1)
     parts, sizes = [], []
     for split in group_splits(of, folds, seed):
         fit, choose, test = (_strangers(rows[:, :, some], seed) if shuffled else rows[:, :, some] for some in split)

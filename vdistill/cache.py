@@ -15,7 +15,7 @@ import numpy as np, PIL, torch
 from PIL import Image, features
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import InputError, atomic_path, lock_file, unlock_file
+from .core import InputError, as_tensor, atomic_path, lock_file, unlock_file
 from .data import DataWarning, read_all, read_image
 
 # %% ../nbs/reid/12c_cache.ipynb #c006
@@ -252,7 +252,7 @@ def on_device(
     device, # where it shall be
 ) -> Tensor:
     "Bring something to a device; to a GPU by way of pinned memory, so that the host need not wait."
-    array, device = torch.as_tensor(array), torch.device(device)
+    array, device = as_tensor(array), torch.device(device)
     if array.device == device: return array
     if device.type == "cuda" and array.device.type == "cpu" and not array.is_pinned(): array = array.pin_memory()
     return array.to(device, non_blocking=True)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import InputError
+from .core import InputError, as_tensor
 from .data import MODALITIES
 from .plots import plot_attention, plot_cameras
 from .report import Search, ranked_figure, save_figure, search_distances, search_features, searches, slug
@@ -149,7 +149,7 @@ def attention_maps(
 
 def _scorer(target, n): # (features `(B, d)`, number of the first of them) -> `(B,)`
     if target is None: return lambda f, start: f.norm(dim=1)
-    target = torch.as_tensor(target)
+    target = as_tensor(target)
     if target.ndim != 2 or len(target) not in (1, n): raise InputError(f"target has shape {tuple(target.shape)}; needed: a feature for each of {n} images, or one for all, (1, d)")
     return lambda f, start: F.cosine_similarity(f, target.expand(n, -1)[start:start + len(f)].to(f))
 

@@ -393,16 +393,31 @@ def read_columns(
     x: str, y: str, # names of columns, separated by commas
 ) -> tuple: # two data frames
     "The named columns of a CSV; rows that miss a value are an error that tells how many."
-    import pandas as pd
-    if not file.is_file(): raise InputError(f"no file {file}")
-    try: table = pd.read_csv(file, encoding="utf-8-sig")
-    except (ValueError, pd.errors.ParserError) as e: raise InputError(f"{file} is not a CSV: {str(e).splitlines()[0]}") from None
     names = [list(dict.fromkeys(n.strip() for n in some.split(",") if n.strip())) for some in (x, y)]
+    table = _read_numbers(file, sum(names, []))
     if missing := [n for some in names for n in some if n not in table]: raise InputError(f"{file} has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
     if not all(names): raise InputError("--x and --y each name at least one column")
     empty = table[[*dict.fromkeys(sum(names, []))]].isna().any(axis=1).sum()
     if empty: raise InputError(f"{file}: {empty} of {len(table)} rows miss a value in these columns; drop or fill them")
     return tuple(table[some] for some in names)
+
+# %% ../nbs/cli/30_cli.ipynb #rows01
+def _read_numbers(file, wanted): # a table whose columns are numbers where pandas takes them for numbers; with semicolons or tabs, 1,5 is one as well
+    import csv, io
+    import pandas as pd
+    from vdistill.data import as_path, check_cells, read_rows
+    file = as_path(file)
+    if not file.is_file(): raise InputError(f"no file {file}")
+    header, rows, separator = read_rows(file, wanted)
+    check_cells(header, rows, file)
+    csv.writer(text := io.StringIO()).writerows([header, *(row for _, row in rows)])
+    text.seek(0)
+    try: table = pd.read_csv(text)
+    except (ValueError, pd.errors.ParserError) as e: raise InputError(f"{file} is not a CSV: {str(e).splitlines()[0]}") from None
+    for name in {*wanted} & {*table} if separator != "," else ():
+        numbers = pd.to_numeric(table[name].astype(str).str.replace(",", "."), errors="coerce")
+        if not pd.api.types.is_numeric_dtype(table[name]) and numbers.notna().all(): table[name] = numbers
+    return table
 
 # %% ../nbs/cli/30_cli.ipynb #c019
 @app.command()

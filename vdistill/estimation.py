@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from . import bounds
 from .bounds import MINE, alpha_floor, ceiling
-from .core import InputError, generator, half_width, seeded
+from .core import InputError, as_tensor, generator, half_width, seeded
 from .information import mutual_information
 
 # %% ../nbs/information/05_estimation.ipynb #c006
@@ -127,7 +127,7 @@ def discrete(
     joint, # `(X, Y)` probabilities
 ) -> Task:
     "Draws from a table, one-hot."
-    p = torch.as_tensor(np.asarray(joint, np.float64))
+    p = as_tensor(np.asarray(joint, np.float64))
     def draw(n, g):
         k = torch.multinomial(p.flatten(), n, replacement=True, generator=g)
         return F.one_hot(k // p.shape[1], p.shape[0]).float(), F.one_hot(k % p.shape[1], p.shape[1]).float()

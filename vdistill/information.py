@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError
+from .core import InputError, as_tensor
 
 # %% ../nbs/information/01_information.ipynb #c006
 class Table:
@@ -153,7 +153,7 @@ def relative_entropy(
     p, q = as_table(p), as_table(q)
     if p.names != q.names or p.p.shape != q.p.shape: raise InputError(f"two tables over the same variables are needed, got {p} and {q}")
     if torch.is_tensor(p.p) or torch.is_tensor(q.p):
-        a, b = torch.as_tensor(p.p), torch.as_tensor(q.p)
+        a, b = as_tensor(p.p), as_tensor(q.p)
         return (torch.xlogy(a, a) - torch.xlogy(a, b)).sum()
     with np.errstate(divide="ignore"): ratio = np.log(np.where(p.p > 0, p.p, 1)) - np.log(np.where(p.p > 0, q.p, 1))
     return float((p.p * ratio).sum())
@@ -242,7 +242,7 @@ def expected_divergence(
 ): # nats
     "E over (a, b) of D[p(target | a) ‖ p(target | b)], by the functions that the losses use."
     table = as_table(table)
-    weights, log_a, log_b = (torch.as_tensor(x) for x in (_pair(table, a, b), conditional(table, target, a), conditional(table, target, b)))
+    weights, log_a, log_b = (as_tensor(x) for x in (_pair(table, a, b), conditional(table, target, a), conditional(table, target, b)))
     i, j = (weights > 0).nonzero().T
     values = (divergence or kl_divergence)(log_a[i].log(), log_b[j].log(), reduction="none")
     value = weights[i, j] @ values

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .bounds import BoundWarning, alpha_floor, cpc, ml_cpc
-from .core import InputError, generator
+from .core import InputError, as_tensor, generator
 from .distillation import vsd_loss
 from .information import kl_divergence
 
@@ -70,7 +70,7 @@ class VID(nn.Module):
 
 # %% ../nbs/information/06_knowledge_distillation.ipynb #c017
 def _classes(values): # `(N,)`, checked
-    try: values = torch.as_tensor(values).cpu()
+    try: values = as_tensor(values).cpu()
     except (TypeError, ValueError, RuntimeError): values = torch.empty(0)
     if values.ndim != 1 or not len(values) or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool or values.min() < 0: raise InputError("classes: needed is a whole number from 0 for each training image, `(N,)`")
     if (values == values[0]).all(): raise InputError("negatives come from other classes; the training images have only one")
@@ -168,7 +168,7 @@ class CRD(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor|None = None, index: Tensor|None = None) -> Tensor: # summed over both directions
         "Student against the teacher's bank, and teacher against the student's. In training both banks then move; classes are those of the bank."
         if index is None or len(index) != len(student.features): raise InputError(f"CRD has to know which training images these are: pass index, `({len(student.features)},)` positions in classes")
-        index, bank = torch.as_tensor(index, device=self.log_z.device), self.teacher_bank
+        index, bank = as_tensor(index, device=self.log_z.device), self.teacher_bank
         s, t = (F.normalize(f(x).float(), dim=1) for f, x in ((self.student, student.features), (self.teacher, teacher.features.detach())))
         rng = self.rng if self.training else generator("negatives", "evaluation", seed=self.seed)
         chosen = torch.cat([index[:, None], bank.negatives(bank.classes[index], self.k, rng)], 1)

@@ -12,7 +12,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError
+from .core import InputError, as_tensor
 
 # %% ../nbs/reid/15a_retrieval.ipynb #c007
 def pairwise_distances(
@@ -32,7 +32,7 @@ def as_features(
     name: str, # said in errors
 ) -> Tensor: # float32 or float64
     "Features as a tensor; raises `InputError` for another shape and for values that are not finite."
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     if x.ndim != 2 or not len(x): raise InputError(f"features {name} have shape {tuple(x.shape)}; needed: (images, dimensions) with at least one image")
     x = x if x.dtype == torch.float64 else x.float()
     if not x.isfinite().all(): raise InputError(f"features {name} hold {int((~x.isfinite()).sum())} values that are NaN or infinite; look at the training's loss before its scores")
@@ -132,12 +132,12 @@ def _codes(query_ids, gallery_ids, shape=(None, None)): # the same small number 
     return codes[:len(q)], codes[len(q):]
 
 def check_distances(distances, exclude): # a float matrix and a bool one or None
-    d = torch.as_tensor(distances).detach()
+    d = as_tensor(distances).detach()
     if d.ndim != 2: raise InputError(f"distances have shape {tuple(d.shape)}; needed: (queries, gallery)")
     if not all(d.shape): raise InputError(f"nothing to rank: {d.shape[0]} queries and a gallery of {d.shape[1]}")
     d = d if d.dtype in (torch.float32, torch.float64) else d.double() if d.device.type != "mps" else d.float()
     if exclude is None: return d, None
-    exclude = torch.as_tensor(exclude, device=d.device)
+    exclude = as_tensor(exclude, device=d.device)
     if exclude.dtype != torch.bool or exclude.shape != d.shape: raise InputError(f"exclude is {exclude.dtype} of shape {tuple(exclude.shape)}; needed: bool of shape {tuple(d.shape)}, True where a pair does not count")
     return d, exclude
 
