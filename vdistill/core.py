@@ -100,6 +100,7 @@ def generator(
     seed: int = 0, # the run's seed
 ) -> torch.Generator: # on the CPU
     "A random stream of its own for each (seed, key), the same in every process."
+    mind_fork()
     digest = hashlib.sha256("/".join(map(str, (seed, *key))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
