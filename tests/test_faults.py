@@ -99,6 +99,78 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(people, whole, tmp_path,
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL # as it was
 
 
+OTHERS = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
+
+@pytest.mark.parametrize("number", OTHERS)
+def test_what_terminals_queues_and_limits_send_saves_as_well(people, whole, tmp_path, number):
+    told = Told(configure("synthetic", **SMALL), tmp_path/"run", people)
+    told.at, told.number = 6, number
+    with pytest.raises(Interrupted) as stop: told.fit()
+    assert stop.value.number == number and load_state(tmp_path/"run")["step"] == 7
+    assert signal.getsignal(number) == signal.SIG_DFL # as it was
+    Trainer.resume(tmp_path/"run", dataset=people).fit()
+    equal_runs(tmp_path/"run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *OTHERS])
+def test_what_is_ignored_stays_ignored(number):
+    "`nohup` ignores SIGHUP, and a shell's `&` in a script SIGINT."
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), number)
+            assert not signals.caught
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally: signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", OTHERS)
+def test_a_program_keeps_a_handler_of_its_own(number):
+    seen = []
+    before = signal.signal(number, lambda *_: seen.append(number))
+    try:
+        with Signals() as signals: os.kill(os.getpid(), number)
+        assert seen == [number] and not signals.caught
+    finally: signal.signal(number, before)
+
+
+COMMAND = [sys.executable, "-m", "vdistill", "train", "synthetic", "--out", "run", *(x for k, v in (SMALL | dict(epochs=100000, hidden="[16]", z_hidden="[8]", grid="[2, 1]", data="{identities: [24, 6, 8]}")).items()
+           for x in ("--set", f"{k}={v}"))]
+
+def until_saved(run, process):
+    "A first state lies in the folder: steps are being taken."
+    for _ in range(6000):
+        if (run/"state.pt").exists(): return
+        assert process.poll() is None
+        time.sleep(.05)
+    raise AssertionError("nothing was saved")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of this kind")
+def test_a_terminal_that_closes(tmp_path):
+    "Nobody can read any more what is said; the state is saved, and the exit code is that of SIGHUP."
+    ours, theirs = os.openpty()
+    hold = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", hold, *COMMAND], stdin=theirs, stdout=theirs, stderr=theirs, env=ENV, cwd=tmp_path)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    until_saved(tmp_path/"run", process)
+    with_it = load_state(tmp_path/"run")["step"]
+    os.close(ours)
+    assert process.wait(300) == 128 + signal.SIGHUP
+    assert load_state(tmp_path/"run")["step"] > with_it and not check_checkpoint(tmp_path/"run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *OTHERS[:2]])
+def test_a_grid_ends_with_the_exit_code_of_its_signal(tmp_path, number):
+    (tmp_path/"grid.yaml").write_text(json.dumps(dict(datasets=["synthetic"], methods=["baseline"], seeds=[0], settings=SMALL | dict(epochs=100000, hidden=[16], z_hidden=[8], grid=[2, 1], data=dict(identities=[24, 6, 8])))))
+    process = subprocess.Popen([sys.executable, "-m", "vdistill", "ablate", "grid.yaml", "--out", "runs"], env=ENV, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until_saved(tmp_path/"runs"/"synthetic-baseline-0", process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + number and "Traceback" not in err and "and saved: the same command goes on" in err, err[-2000:]
+
+
 def test_a_second_interrupt_ends_at_once():
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
@@ -491,3 +563,59 @@ def test_on_a_gpu_without_asking_it(people, precision):
             finally: torch.cuda.set_sync_debug_mode("default")
         trainer.fit()
     assert trainer.watch.read()[0] == 0
+
+
+# ---- a fork
+
+FORK = """
+import os, sys, warnings
+import torch
+torch.set_num_threads(2)
+from vdistill.data import load_dataset
+from vdistill.estimation import estimate_mi
+from vdistill.training import Trainer, configure
+people = load_dataset("synthetic", identities=(24, 6, 8))
+config = configure("synthetic", **eval(sys.argv[1]))
+x = torch.randn(200, 2)
+work = dict(train=lambda: Trainer(config, dataset=people).fit(), read=lambda: people.images(range(30)), score=lambda: Trainer.test(trained),
+            mi=lambda: estimate_mi(x, x, batch=32, steps=4, seeds=1), torch=lambda: torch.rand(10**6).exp().sum())
+if "score" in sys.argv[3]:
+    trained = Trainer(config, dataset=people)
+    trained.fit()
+warnings.simplefilter("ignore")
+work[sys.argv[2]]()
+warnings.simplefilter("always")
+if os.fork(): os._exit(os.waitstatus_to_exitcode(os.wait()[1]) != 0)
+work[sys.argv[3]]()
+print("done", flush=True)
+os._exit(0)
+"""
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("first, then", [("train", "train"), ("torch", "train"), ("read", "train"), ("mi", "mi"), ("train", "mi"), ("train", "score")])
+def test_training_again_in_a_forked_process(first, then):
+    "The parent's threads are not there: the child computes on one, and says so."
+    try: done = subprocess.run([sys.executable, "-c", FORK, repr(SMALL | dict(epochs=1)), first, then], env=ENV, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired: pytest.fail("the child hangs")
+    assert done.returncode == 0 and "done" in done.stdout, done.stderr[-2000:]
+    assert done.stderr.count("this process was forked") == 1 and "spawn" in done.stderr
+
+
+def test_processes_that_only_read_hear_nothing(people, recwarn):
+    "Workers of a loader have one thread anyway."
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self): return 8
+        def __getitem__(self, i): return people.images([i])[0]
+    people.images([0])
+    loader = torch.utils.data.DataLoader(Rows(), batch_size=4, num_workers=1, multiprocessing_context="fork" if hasattr(os, "fork") else None)
+    assert torch.equal(torch.cat(list(loader)), people.images(range(8))) and not [w for w in recwarn if "forked" in str(w.message)]
+
+
+@pytest.mark.parametrize("words", ["Cannot re-initialize CUDA in forked subprocess. To use …", "Unable to handle autograd's threading in combination with fork-based multiprocessing. See …"])
+def test_what_pytorch_refuses_after_a_fork_is_explained(people, monkeypatch, words):
+    trainer = Trainer(configure("synthetic", **SMALL), dataset=people)
+    def refuse(*_): raise RuntimeError(words)
+    monkeypatch.setattr(Trainer, "train_step", refuse)
+    assert "get_context('spawn')" in message(trainer.fit)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert "get_context('spawn')" in message(T.pick_device, "cuda") and "get_context('spawn')" in message(T.pick_device, "auto") and T.pick_device("cpu").type == "cpu"

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
-import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from scipy import linalg, stats
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, StratifiedKFold
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from .core import InputError, generator
 from .data import MODALITIES, load_dataset, uniform, view_parameters
 from .evaluation import extract_features, run_columns
-from .plots import COLOURS, embed_2d, in_house_style, scatter_modalities
+from .plots import COLOURS, embed_2d, in_house_style, new_axes, new_figure, scatter_modalities
 from .training import load_run, read_config, write_csv
 
 # %% ../nbs/looking/21_audit.ipynb #c006
@@ -790,7 +789,7 @@ def plot_factors(
     if not len(rows): raise InputError(f"no factor of {branch!r} read by a {probe!r} probe in this table")
     panels = [m for m in MODALITIES if (rows.images == m).any()]
     handles, names = {}, [list(dict.fromkeys(zip(rows[rows.images == m].group, rows[rows.images == m].factor))) for m in panels]
-    fig, axes = plt.subplots(1, len(panels), figsize=(5.8*len(panels), 1.6 + .27*max(len(n) + len({g for g, _ in n}) for n in names)), layout="constrained", squeeze=False, sharex=True)
+    fig, axes = new_axes(1, len(panels), figsize=(5.8*len(panels), 1.6 + .27*max(len(n) + len({g for g, _ in n}) for n in names)), layout="constrained", squeeze=False, sharex=True)
     for ax, m, keys in zip(axes[0], panels, names): _factor_bars(ax, rows[rows.images == m].set_index(["group", "factor"]), keys, m)
     axes[0, 0].set_xlim(left=0)
     for ax in axes[0]: handles |= dict(zip(*reversed(ax.get_legend_handles_labels())))
@@ -824,7 +823,7 @@ def plot_sufficiency(
     rows = table[(table.group == "identity") & (table.metric == "nats")]
     branches = [b for b in ("shared", "specific+shared") if (rows.feature == f"v {b}").any()]
     if not branches: raise InputError("the table has no rows of the group identity")
-    fig, axes = plt.subplots(1, 2, figsize=(10, 1.7 + .62*len(branches)*2), layout="constrained", sharey=True)
+    fig, axes = new_axes(1, 2, figsize=(10, 1.7 + .62*len(branches)*2), layout="constrained", sharey=True)
     labels = []
     for y, (images, branch) in enumerate((m, b) for m in MODALITIES for b in branches):
         labels.append(f"{images}, {branch}")
@@ -871,7 +870,7 @@ def plot_consistency(
     "Visible and infrared features before and after the bottleneck, and four numbers of how far apart they are."
     if not len(points): raise InputError("no points to draw")
     names = list(points.feature.unique())
-    fig = plt.figure(figsize=(12, 7.2), layout="constrained")
+    fig = new_figure(figsize=(12, 7.2), layout="constrained")
     top, bottom = fig.subfigures(2, 1, height_ratios=(2.4, 1))
     for ax, (name, part) in zip(top.subplots(1, 2, squeeze=False)[0], points.groupby("feature", sort=False)):
         scatter_modalities(ax, part[["x", "y"]].to_numpy(), part.modality.to_numpy(), 12)

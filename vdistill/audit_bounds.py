@@ -12,7 +12,6 @@ import math, time
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
-import matplotlib.pyplot as plt
 import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimat
 from .bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
 from .core import InputError, as_tensor
 from .data import MODALITIES
-from .plots import COLOURS, in_house_style
+from .plots import COLOURS, in_house_style, new_axes
 from .training import write_csv
 
 # %% ../nbs/looking/21b_audit_bounds.ipynb #c006
@@ -293,7 +292,7 @@ def plot_bounds(
     "Each quantity of each feature by each bound, with intervals; ceilings are drawn where values come near them."
     some = table[(table.about != "visible; infrared") | (table.critic == critic)]
     panels = list(dict.fromkeys(zip(some.about, some.images)))
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.9*len(panels), 1.4 + .5*some.feature.nunique()), layout="constrained", sharey=True, squeeze=False)
+    fig, axes = new_axes(1, len(panels), figsize=(3.9*len(panels), 1.4 + .5*some.feature.nunique()), layout="constrained", sharey=True, squeeze=False)
     looks = dict(zip(("BA", *BOUNDS), ((-.2, "s", "#777777"), (0., "o", COLOURS["orange"]), (.2, "D", COLOURS["purple"]))))
     features = list(dict.fromkeys(some.feature))
     for ax, (about, images) in zip(axes[0], panels):

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['app', 'Run', 'Settings', 'Device', 'parse_settings', 'change_run', 'check_csv', 'free_folder', 'demo', 'train',
-           'evaluate', 'evaluate_officially', 'open_for_evaluation', 'doctor', 'show', 'show_cases', 'embed', 'export',
-           'import_weights', 'audit', 'finish', 'ablate', 'mi', 'read_columns', 'staircase', 'digits', 'cifar', 'views',
-           'bench', 'lab', 'main']
+           'after_training', 'stopping', 'evaluate', 'evaluate_officially', 'open_for_evaluation', 'doctor', 'show',
+           'show_cases', 'embed', 'export', 'import_weights', 'audit', 'finish', 'ablate', 'mi', 'read_columns',
+           'staircase', 'digits', 'cifar', 'views', 'bench', 'lab', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
-import contextlib, dataclasses, importlib.util, shlex, sys, warnings
+import contextlib, dataclasses, os, shlex, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .core import InputError
+from .core import InputError, in_short, optional
 
 # %% ../nbs/cli/30_cli.ipynb #c004
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -83,9 +83,9 @@ def demo(
     settings, out = parse_settings(settings), free_folder(out or "runs/demo")
     cells = [Cell("synthetic", method, seed) for method in ("baseline", "full")]
     typer.echo(f"Drawing people, training {' and '.join(c.method for c in cells)} with seed {seed}", err=True)
-    results = run_cells(cells, out, progress=True, **settings)
+    with stopping(): results = run_cells(cells, out, progress=True, **settings)
     run_dir = out/cells[-1].folder()
-    finish(results, run_dir, open_for_evaluation(read_config(run_dir), None)[0], out/"results.csv")
+    with after_training(run_dir): finish(results, run_dir, open_for_evaluation(read_config(run_dir), None)[0], out/"results.csv")
 
 # %% ../nbs/cli/30_cli.ipynb #c010
 @app.command()
@@ -117,13 +117,37 @@ def train(
     except KeyboardInterrupt as e: raise SystemExit(_interrupted(trainer, getattr(e, "number", 2)))
     finally: leave_world()
     if not first_process(): return
-    if not trainer.dataset.published: results = pd.concat([reference_scores(trainer.dataset, seed=trainer.config.seed), results], ignore_index=True)
-    finish(results, trainer.run_dir, trainer.dataset, trainer.run_dir/"results.csv")
+    with after_training(trainer.run_dir):
+        if not trainer.dataset.published: results = pd.concat([reference_scores(trainer.dataset, seed=trainer.config.seed), results], ignore_index=True)
+        finish(results, trainer.run_dir, trainer.dataset, trainer.run_dir/"results.csv")
 
 def _interrupted(trainer, signal):
     "Say how to go on; the exit code of a program that a signal has ended."
-    if trainer.run_dir: typer.echo(f"\nInterrupted in epoch {trainer.epoch}. Go on with: vdistill train --resume {shlex.quote(str(trainer.run_dir))}", err=True)
+    with contextlib.suppress(OSError): # the terminal may be what has gone
+        if trainer.run_dir: typer.echo(f"\nInterrupted in epoch {trainer.epoch}. Go on with: vdistill train --resume {shlex.quote(str(trainer.run_dir))}", err=True)
     return 128 + signal
+
+# %% ../nbs/cli/30_cli.ipynb #after02
+@contextlib.contextmanager
+def after_training(
+    run_dir, # of a run that is finished
+):
+    "Within, an error is a note: it comes too late to fail the training."
+    try: yield
+    except Exception as e: # whatever draws or prints
+        with contextlib.suppress(OSError):
+            typer.echo(f"note: the training is finished and in {run_dir}, but it could not all be shown ({in_short(e)}); again: vdistill show {shlex.quote(str(run_dir))}", err=True)
+
+@contextlib.contextmanager
+def stopping(
+    again: str = "", # how to go on
+):
+    "Within, a signal that ends a run ends the program with the signal's exit code."
+    from vdistill.guard import Interrupted
+    try: yield
+    except Interrupted as e:
+        with contextlib.suppress(OSError): typer.echo(f"\nInterrupted ({e}), and saved{again}", err=True)
+        raise SystemExit(128 + e.number) from None
 
 # %% ../nbs/cli/30_cli.ipynb #c011
 @app.command()
@@ -284,7 +308,8 @@ def import_weights(
     from vdistill.training import read_config
     typer.echo(import_run(files, out, spec or "synthetic", score=spec is not None, **parse_settings(settings)))
     if spec is None: typer.echo(f"run folder: {out}. Rank a dataset with: vdistill evaluate {shlex.quote(str(out))} SPEC")
-    else: finish(read_results(out/"results.csv"), out, open_for_evaluation(read_config(out), None)[0], None)
+    else:
+        with after_training(out): finish(read_results(out/"results.csv"), out, open_for_evaluation(read_config(out), None)[0], None)
 
 # %% ../nbs/cli/30_cli.ipynb #c014
 @app.command()
@@ -324,7 +349,9 @@ def finish(
     from vdistill.training import write_csv
     if csv is not None: write_csv(csv, results)
     typer.echo(official_table(results) if dataset.published else scores_table(results))
-    if not dataset.published and "HOG" not in set(results.method): typer.echo("HOG was not measured: " + ("an image is smaller than one of its blocks" if importlib.util.find_spec("skimage") else "pip install vdistill[baselines]"))
+    if not dataset.published and "HOG" not in set(results.method):
+        why = optional("skimage.feature")[1]
+        typer.echo("HOG was not measured: " + (f"scikit-image {why}: pip install vdistill[baselines]" if why else "an image is smaller than one of its blocks"))
     typer.echo(f"drawing pictures into {run_dir} …", err=True)
     typer.echo("pictures: " + "  ".join(str(p) for p in write_pictures(run_dir, dataset, device=device)))
 
@@ -343,7 +370,8 @@ def ablate(
     from vdistill.report import save_figure
     from vdistill.training import write_csv
     cells, settings = read_grid(grid)
-    if to is None: return run_cells(shard(cells, share), out, progress=True, **settings)
+    if to is None:
+        with stopping(": the same command goes on"): return run_cells(shard(cells, share), out, progress=True, **settings)
     check_csv(to, "--collect ")
     results, missing = collect(cells, out)
     if not len(results): raise InputError(f"no finished cell of {grid} in {out}")
@@ -547,6 +575,9 @@ def _note(message, category, filename, lineno, file=None, line=None): print(f"no
 def main():
     "The console script."
     warnings.showwarning = _note
+    if sys.argv[1:2] != ["lab"]: os.environ["MPLBACKEND"] = "agg" # pictures go into files; a kernel's own back end may not be here
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace") # a terminal that has no arrows shows question marks
     try: app()
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -8,14 +8,14 @@ __all__ = ['KEYS', 'OPTIONAL', 'FIXED', 'HOGS', 'MACHINE', 'SIDES', 'Cell', 'rea
            'collect_histories', 'differences_text', 'sentence', 'cost_text']
 
 # %% ../nbs/looking/23_comparison.ipynb #c002
-import dataclasses, importlib.util, itertools, os
+import dataclasses, itertools, os
 from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
 from .config import METHODS, read_yaml
-from .core import InputError, half_width
+from .core import InputError, half_width, optional
 from .data import load_dataset, shown
 from .evaluation import (DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, pixel_features,
     protocol_text, results_frame, retrieval_scores, run_columns)
@@ -92,11 +92,11 @@ def reference_scores(
     protocol=None, # default: the data set's
     seed: int = 0, # of the draws
 ) -> pd.DataFrame: # tidy rows, methods `chance`, `pixels`, two of `HOG`, and `ceiling` where factors are known
-    "What needs no learning, under the same protocol, in both directions. HOG is left out where scikit-image is missing, or an image is smaller than one block."
+    "What needs no learning, under the same protocol, in both directions. HOG is left out where scikit-image cannot be used, or an image is smaller than one block."
     indices, protocol = dataset.indices("test") if indices is None else indices, protocol or dataset.protocol
     ids, draws = dataset.records.identity.to_numpy(), gallery_draws(dataset.records, indices, protocol, seed)
     handcrafted = dict(pixels=pixel_features)
-    if importlib.util.find_spec("skimage"): handcrafted |= {name: partial(hog_features, cell=cell) for name, cell in HOGS.items() if min(dataset.image_size) >= 2*cell}
+    if optional("skimage.feature")[0]: handcrafted |= {name: partial(hog_features, cell=cell) for name, cell in HOGS.items() if min(dataset.image_size) >= 2*cell}
     rows = dict(chance=mean_over_draws([chance_rows(ids[v], ids[i]) for v, i in draws]))
     rows |= {name: evaluate(dataset, lambda x, m: {name: f(x)}, indices, protocol=protocol, seed=seed) for name, f in handcrafted.items()}
     if dataset.factors is not None: rows["ceiling"] = mean_over_draws([ceiling_rows(dataset, v, i) for v, i in draws])

@@ -8,7 +8,7 @@ __all__ = ['FILES', 'TOLERANCE', 'find_images', 'as_modality', 'feature_names', 
            'write_graph', 'Agreement', 'onnx_session', 'compare_onnx', 'export_onnx']
 
 # %% ../nbs/looking/26_embedding.ipynb #c002
-import contextlib, hashlib, importlib, io, json, logging, os, warnings
+import contextlib, hashlib, io, json, logging, os, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from .archives import is_image
 from .checkpoints import WEIGHTS
-from .core import InputError, atomic_path, generator
+from .core import InputError, atomic_path, generator, optional
 from .data import MODALITIES, MODALITY_WORDS, DataWarning, _resized, as_size, complain, load_dataset, read_all, read_image
 from .evaluation import pairwise_distances, run_columns
 from .training import autocast, load_run
@@ -141,8 +141,9 @@ def embed_run(
 
 # %% ../nbs/looking/26_embedding.ipynb #c020
 def _extra(name): # a module of the extra `export`
-    try: return importlib.import_module(name)
-    except ImportError: raise InputError(f"this needs {name.partition('.')[0]}: pip install vdistill[export]" + ", or write .npz"*name.startswith("pyarrow")) from None
+    module, why = optional(name)
+    if module: return module
+    raise InputError(f"this needs {name.partition('.')[0]}, which {why}: pip install vdistill[export]" + ", or write .npz"*name.startswith("pyarrow"))
 
 def _write_npz(file, e): np.savez(file, path=e.path, modality=e.modality, metadata=np.array(json.dumps(e.about)), **e.features)
 

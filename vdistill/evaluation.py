@@ -14,7 +14,7 @@ import functools, subprocess
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
-from .core import InputError, generator, half_width
+from .core import InputError, as_tensor, generator, half_width, mind_fork, optional
 from .protocols import DIRECTIONS, ProtocolScores, llcm_scores, regdb_scores, sysu_scores
 from .reranking import rerank
 from .retrieval import RetrievalScores, chance_scores, pairwise_distances, retrieval_scores
@@ -77,7 +77,7 @@ def score_features(
     rows = []
     for name, (visible, infrared) in features.items():
         d = pairwise_distances(infrared, visible, metric)
-        back = None if exclude is None else torch.as_tensor(exclude)
+        back = None if exclude is None else as_tensor(exclude)
         rows += _rows(name, DIRECTIONS[0], retrieval_scores(d, infrared_ids, visible_ids, exclude=None if back is None else back.T, cmc=cmc))
         rows += _rows(name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back, cmc=cmc))
     return rows
@@ -123,9 +123,10 @@ def extract_features(
     batch_size: int = 256,
 ) -> dict: # {feature name: `(N, D)`}
     "Features of many images, batch by batch; `extract.share`, where it is there, says which of them are this process's, and gathers."
+    mind_fork()
     own, gather = extract.share(indices) if hasattr(extract, "share") else (indices, lambda features: features)
     parts = [extract(dataset.images(batch, draw=draw), modality) for batch in np.array_split(own, -(-len(own)//batch_size))]
-    return gather({name: torch.cat([torch.as_tensor(p[name]) for p in parts]) for name in parts[0]})
+    return gather({name: torch.cat([as_tensor(p[name]) for p in parts]) for name in parts[0]})
 
 # %% ../nbs/reid/15_evaluation.ipynb #c016
 OFFICIAL = dict(sysu="SYSU-MM01", regdb="RegDB", llcm="LLCM") # datasets with a protocol of their own
@@ -216,7 +217,7 @@ def paired_differences(
 
 # %% ../nbs/reid/15_evaluation.ipynb #c033
 def _grey(images): # (B, H, W) float32, 0..255
-    images = torch.as_tensor(images)
+    images = as_tensor(images)
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8: raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")
     return torch.einsum("bchw,c->bhw", images.float(), images.new_tensor([.299, .587, .114], dtype=torch.float32))
 
@@ -234,9 +235,9 @@ def hog_features(
     block: int = 2, # cells a side over which contrast is normalised
 ) -> Tensor: # `(B, D)`
     "Histograms of oriented gradients of scikit-image (Dalal and Triggs, 2005). Needs the extra `baselines`."
-    try: from skimage.feature import hog
-    except ImportError: raise InputError("HOG needs scikit-image: pip install vdistill[baselines]") from None
+    skimage, why = optional("skimage.feature")
+    if skimage is None: raise InputError(f"HOG needs scikit-image, which {why}: pip install vdistill[baselines]")
     side = cell*block
     if min(images.shape[-2:]) < side: raise InputError(f"images of {tuple(images.shape[-2:])} pixels are smaller than one HOG block of {side}; pass a smaller cell")
     grey = _grey(images).cpu().numpy()
-    return torch.from_numpy(np.stack([hog(g, orientations, (cell, cell), (block, block)) for g in grey]))
+    return torch.from_numpy(np.stack([skimage.hog(g, orientations, (cell, cell), (block, block)) for g in grey]))

@@ -191,7 +191,8 @@ def save_figure(
 ) -> Path:
     "Write a figure whole or not at all, and close it."
     import matplotlib.pyplot as plt
-    with atomic_path(path) as p: figure.savefig(p, dpi=110, bbox_inches="tight", pad_inches=.1)
+    by = dict(backend="agg") if Path(path).suffix == ".png" else {} # whatever draws on the screen
+    with atomic_path(path) as p: figure.savefig(p, dpi=110, bbox_inches="tight", pad_inches=.1, **by)
     plt.close(figure)
     return Path(path)
 

@@ -514,8 +514,8 @@ def plot_shares(
     return ax
 
 def plt_axes(bars): # a new figure, high enough
-    import matplotlib.pyplot as plt
-    return plt.subplots(figsize=(8, 1 + .45*bars), layout="constrained")[1]
+    from vdistill.plots import new_axes
+    return new_axes(figsize=(8, 1 + .45*bars), layout="constrained")[1]
 
 # %% ../nbs/looking/24c_speed.ipynb #c042
 @contextmanager

@@ -12,7 +12,7 @@ import math
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
-from .core import InputError, generator
+from .core import InputError, generator, mind_fork
 from .data import MODALITIES, SPLITS, Protocol, ReIDDataset, as_size
 
 # %% ../nbs/reid/11_synthetic.ipynb #c007
@@ -420,6 +420,7 @@ class SyntheticDataset(ReIDDataset):
 
     @cached_property
     def pixels(self): # `(N, 3, H, W)` uint8
+        mind_fork()
         out = torch.empty(len(self), 3, *self.image_size, dtype=torch.uint8)
         for m in range(2):
             rows = np.flatnonzero(self.records.modality == m)

@@ -22,10 +22,10 @@ from .batches import IdentitySampler, given_labels, load_batch
 from .cache import Pixels
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .config import TrainConfig, configure, read_yaml
-from .core import InputError, atomic_path, generator, seeded
+from .core import InputError, atomic_path, generator, mind_fork, seeded
 from .data import ReIDDataset, as_path, load_dataset, shown
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
-from .guard import FolderLock, Interrupted, Signals, Watch, gpu_failed, memory_advice, out_of_memory, write_report
+from .guard import SPAWN, FolderLock, Interrupted, Signals, Watch, fork_refused, gpu_failed, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
 from .objective import REGULARISERS, objective
 from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, lost_contact, OwnRows, own_device, own_part, settle, spread, synchronised, world
@@ -48,6 +48,7 @@ def pick_device(
     name: str = "auto", # `auto`, `cpu`, `cuda`, …
 ) -> torch.device:
     "The device that was asked for, or a GPU where there is one."
+    if name != "cpu" and getattr(torch.cuda, "_is_in_bad_fork", bool)(): raise InputError(f"device={name}: {SPAWN}")
     if name == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try: return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError): raise InputError(f"device={name!r} is not there; pass device=cpu, or auto") from None
@@ -176,6 +177,7 @@ class Trainer:
         dataset: ReIDDataset|None = None, # an open dataset; default: the one of `config.dataset`
         progress: bool = False, # show a bar
     ):
+        mind_fork()
         self.dataset = dataset if dataset is not None else load_dataset(config.dataset, seed=config.seed, **config.data)
         self.config = dataclasses.replace(config, data=config.data | dict(image_size=list(self.dataset.image_size)))
         self.progress, self.device = progress, own_device(pick_device(config.device))
@@ -312,7 +314,7 @@ class Trainer:
 
     def explain(self, error) -> str: # empty: it is none of these
         "An error of the machine, in words."
-        return memory_advice(self.config, self.dataset.image_size) if out_of_memory(error) else lost_contact(error) or gpu_failed(error)
+        return memory_advice(self.config, self.dataset.image_size) if out_of_memory(error) else lost_contact(error) or gpu_failed(error) or fork_refused(error)
 
     def kept(self) -> str:
         "What a stop leaves behind, in words."

