@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from .config import METHODS, read_yaml
-from .core import InputError, half_width
-from .data import load_dataset, shown
+from .core import InputError, half_width, plain
+from .data import as_spec, load_dataset, shown
 from .evaluation import (DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, pixel_features,
     protocol_text, results_frame, retrieval_scores, run_columns)
 from .training import TrainConfig, Trainer, configure, read_config, write_csv
@@ -29,6 +29,9 @@ class Cell:
     method: str # a name in METHODS
     seed: int
     setting: tuple = () # of a sweep: (name, value)
+
+    def __post_init__(self):
+        for name, value in dict(dataset=as_spec(self.dataset), method=plain(self.method), seed=plain(self.seed), setting=_as_tuples(plain(self.setting))).items(): object.__setattr__(self, name, value)
 
     def label(self) -> str:
         "What the cell's method is called in results."
@@ -46,6 +49,8 @@ class Cell:
     def references(self) -> "Cell":
         "What needs no learning, on the same data."
         return Cell(self.dataset, "references", self.seed, self.setting if self.setting and self.setting[0].startswith("data.") else ())
+
+def _as_tuples(value): return tuple(map(_as_tuples, value)) if isinstance(value, (tuple, list)) else value # a cell can be a key
 
 # %% ../nbs/looking/23_comparison.ipynb #c006
 KEYS, OPTIONAL = ("datasets", "methods", "seeds"), ("settings", "sweep")
@@ -146,7 +151,7 @@ def same_dataset(
     a: str, b: str, # specs of `load_dataset`
 ) -> bool:
     "Whether two specs name one dataset, however its path is written."
-    (kind, _, here), (kind_b, _, there) = a.partition(":"), b.partition(":")
+    (kind, _, here), (kind_b, _, there) = (as_spec(s).partition(":") for s in (a, b))
     return kind == kind_b and len({os.path.realpath(os.path.expanduser(p)) for p in (here, there)}) == 1
 
 def _same_run(run_dir, config): # a finished run is only taken for a cell that asks for the same

@@ -8,7 +8,7 @@ __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MOD
            'grey', 'grid_windows', 'textured', 'thumbnail', 'near_duplicates', 'block_splits', 'uniform', 'Jitter',
            'view_parameters', 'cut', 'sample_views', 'Grid', 'image_shape', 'as_size', 'size_for', 'PairsDataset',
            'codes', 'check_identities', 'disjoint', 'read_table', 'read_boxes', 'Boxes', 'read_manifest',
-           'draw_validation', 'CSVDataset', 'parse_spec', 'load_dataset']
+           'draw_validation', 'CSVDataset', 'as_spec', 'parse_spec', 'load_dataset']
 
 # %% ../nbs/reid/10_data.ipynb #c002
 import csv, difflib, inspect, os, re, reprlib, warnings
@@ -20,7 +20,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from numpy.typing import ArrayLike
-from .core import InputError, generator
+from .core import InputError, generator, plain
 
 # %% ../nbs/reid/10_data.ipynb #c007
 MODALITIES = ("visible", "infrared") # a record's modality is a position in this tuple
@@ -33,6 +33,11 @@ class Protocol:
     identities: int|None = None # identities drawn for the gallery, None for all
     shots: int|None = None # images an identity and modality, None for all
     draws: int = 1 # evaluations that are averaged
+
+    def __post_init__(self):
+        for name, value in plain(vars(self)).items():
+            if type(value) is not int and (value is not None or name == "draws") or value == 0: raise InputError(f"{name}={shown(value)}: must be a whole number, at least 1" + ", or None for all"*(name != "draws"))
+            object.__setattr__(self, name, value)
 
     def __str__(self):
         who = "all identities" if self.identities is None else f"{self.identities} identities"
@@ -441,13 +446,13 @@ class PairsDataset(ReIDDataset):
         views: int = 4, # records a window and modality
         window: int = 96, # side of a place in pixels
         contrast: float = 12., # least standard deviation of grey in both modalities
-        jitter: Jitter = Jitter(), # how far views go
+        jitter: Jitter|dict = Jitter(), # how far views go; or a table of its fields
         test: float = .3, validation: float = .2, # fraction of the scenes, fraction of the rest
         duplicates: float|None = .5, # places more alike than this are one; None keeps all scenes
         max_scenes: int|None = None, # take this many, evenly spaced
         max_gigabytes: float = 4., # refuse to hold more
     ):
-        self.seed, self.views, self.jitter, folder = seed, views, jitter, as_path(folder)
+        self.seed, self.views, self.jitter, folder = seed, views, _jitter(jitter), as_path(folder)
         scenes, find = _finder(folder, window, contrast, image_size, max_scenes)
         _check_memory(find.count(scenes), 4*np.prod([_padded(n) for n in find.size]), len(scenes), max_gigabytes)
         scenes, opened, notes = _once(scenes, _open_scenes(scenes, find), duplicates if isinstance(find, Grid) else None)
@@ -480,6 +485,11 @@ class PairsDataset(ReIDDataset):
         return out
 
 # %% ../nbs/reid/10_data.ipynb #c070
+def _jitter(given): # from a table as well, as a configuration holds it
+    if isinstance(given, Jitter): return given
+    try: return Jitter(**given)
+    except TypeError: raise InputError(f"jitter={shown(given)}: pass a table of {', '.join(vars(Jitter()))}") from None
+
 def _finder(folder, window, contrast, image_size, max_scenes):
     "The scenes to open, and what finds the windows in them."
     scenes, table = find_pairs(folder), folder/"boxes.csv"
@@ -671,17 +681,25 @@ def _reader(kind):
     return {"pairs": PairsDataset, "csv": CSVDataset}[kind]
 
 # %% ../nbs/reid/10_data.ipynb #c105
+def as_spec(
+    spec, # `KIND` or `KIND:WHERE`, or the path of a folder of pairs or of a manifest
+) -> str:
+    "A spec as text; a path without a kind before it gets that of what lies there."
+    text = plain(spec)
+    if not isinstance(spec, os.PathLike) or text.partition(":")[0] in KINDS: return text
+    return f"pairs:{text}" if (as_path(text)/MODALITIES[0]).is_dir() else f"csv:{text}" if os.path.isfile(as_path(text)) else text
+
 def parse_spec(
     spec: str, # `KIND` or `KIND:WHERE`
 ) -> tuple: # kind and where, checked as far as the string goes
     "Take a spec apart."
-    kind, _, where = str(spec).strip().partition(":")
+    kind, _, where = str(as_spec(spec)).strip().partition(":")
     if kind not in KINDS: raise InputError(f"{spec}: no such kind of dataset; pass {_near(kind, spec)}")
     if (where == "") != (kind == "synthetic"): raise InputError(f"{spec}: write it as {KINDS[kind]}")
     return kind, where
 
 def load_dataset(
-    spec: str, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR` or `llcm:DIR`
+    spec: str|os.PathLike, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR` or `llcm:DIR`; or a path, see `as_spec`
     *,
     image_size: int|Sequence[int]|None = None, # `(H, W)` or a number; None for what the reader takes by default
     seed: int = 0, # of views, of drawn people and of drawn splits
@@ -694,7 +712,7 @@ def load_dataset(
     unknown = [name for name in options if name not in known]
     if unknown: raise InputError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     if image_size is not None: options["image_size"] = image_size
-    return reader(*[where]*bool(where), seed=seed, **options)
+    return reader(*[where]*bool(where), **plain(options | dict(seed=seed)))
 
 # %% ../nbs/reid/10_data.ipynb #c106
 def _near(kind, spec):

@@ -22,7 +22,7 @@ from .batches import IdentitySampler, given_labels, load_batch
 from .cache import Pixels
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .config import TrainConfig, configure, read_yaml
-from .core import InputError, atomic_path, generator, seeded
+from .core import InputError, atomic_path, generator, plain, seeded
 from .data import ReIDDataset, as_path, load_dataset, shown
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
 from .guard import FolderLock, Interrupted, Signals, Watch, gpu_failed, memory_advice, out_of_memory, write_report
@@ -397,7 +397,7 @@ def start_run(
     if (run_dir/"config.yaml").exists(): raise InputError(f"{run_dir} already holds a run: resume it (--resume), or choose another folder (--out)")
     if run_dir.exists() and not run_dir.is_dir(): raise InputError(f"{run_dir} is a file; choose another folder (--out)")
     kind, _, where = config.dataset.partition(":")
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()} | dict(dataset=f"{kind}:{Path(os.path.abspath(as_path(where)))}" if where else kind) # found from any folder
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in plain(dataclasses.asdict(config)).items()} | dict(dataset=f"{kind}:{Path(os.path.abspath(as_path(where)))}" if where else kind) # found from any folder
     with atomic_path(run_dir/"config.yaml") as p: p.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return run_dir
 
