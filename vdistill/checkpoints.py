@@ -53,7 +53,7 @@ def _sha256(data): return hashlib.sha256(data).hexdigest()
 
 def _write_checksums(folder, sha256, pending):
     with atomic_path(folder/CHECKSUMS) as path:
-        path.write_text(json.dumps({"format": FORMAT, "sha256": sha256, "pending": pending}, indent=1) + "\n")
+        path.write_text(json.dumps({"format": FORMAT, "sha256": sha256, "pending": pending}, indent=1) + "\n", encoding="utf-8")
     _flush_folder(folder)
 
 def _flush_folder(folder):
