@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from .checkpoints import same_data
 from .config import METHODS, read_yaml
 from .core import InputError, half_width, plain
 from .data import as_spec, load_dataset, shown
@@ -139,7 +140,7 @@ def run_cell(
     "Run one cell, or resume it, or read its results when it is done."
     run_dir = Path(out)/cell.folder()
     config = cell.configure(**settings)
-    if (run_dir/"config.yaml").is_file(): _same_run(run_dir, config)
+    if (run_dir/"config.yaml").is_file(): _same_run(run_dir, config, dataset)
     if (run_dir/"results.csv").is_file(): results = read_results(run_dir/"results.csv")
     elif (run_dir/"config.yaml").is_file(): results = Trainer.resume(run_dir, progress, dataset).fit()
     else: results = Trainer(config, run_dir, dataset, progress).fit()
@@ -154,11 +155,11 @@ def same_dataset(
     (kind, _, here), (kind_b, _, there) = (as_spec(s).partition(":") for s in (a, b))
     return kind == kind_b and len({os.path.realpath(os.path.expanduser(p)) for p in (here, there)}) == 1
 
-def _same_run(run_dir, config): # a finished run is only taken for a cell that asks for the same
+def _same_run(run_dir, config, dataset=None): # a finished run is only taken for a cell that asks for the same
     there, asked = (dataclasses.asdict(c) for c in (read_config(run_dir), config))
     there["data"] = {k: v for k, v in there["data"].items() if k in asked["data"] or k != "image_size"} # the size is written down although nobody asked for it
     for name, value in asked.items():
-        same = name in MACHINE or (same_dataset(there[name], value) if name == "dataset" else yaml.safe_dump(there[name]) == yaml.safe_dump(value))
+        same = name in MACHINE or (same_dataset(there[name], value) or (dataset is not None and bool(same_data(run_dir, dataset))) if name == "dataset" else yaml.safe_dump(there[name]) == yaml.safe_dump(value))
         if not same: raise InputError(f"{run_dir} holds a run with {name}={there[name]}, this grid asks for {value}: choose another folder (--out)")
 
 # %% ../nbs/looking/23_comparison.ipynb #c013

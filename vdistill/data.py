@@ -73,6 +73,12 @@ class ReIDDataset:
         "The pixels of these records."
         raise NotImplementedError
 
+    def files(self,
+        indices: ArrayLike, # rows of `records`
+    ) -> list|None: # a path for each; None where images come from no files
+        "The files that these images are made from."
+        return self.records.path.iloc[np.asarray(indices, dtype=np.int64)].to_list() if "path" in self.records else None
+
     def indices(self,
         split: str|None = None, # `train`, `val` or `test`; None for all
     ) -> np.ndarray: # int64
@@ -464,6 +470,7 @@ class PairsDataset(ReIDDataset):
         self.means = [torch.stack([patch.float().mean() for patch in patches]) for patches in self.patches]
         gallery = windows.identity[windows.split == "test"].nunique()
         protocol = Protocol(min(300, gallery) or None, shots=1, draws=3)
+        self.scenes = [dict(zip(scenes.scene, scenes[m])) for m in MODALITIES]
         super().__init__(folder.resolve().name.lower(), find.image_size, self._records(windows), protocol, notes + lost)
 
     def _records(self, windows):
@@ -471,6 +478,10 @@ class PairsDataset(ReIDDataset):
         records = windows.reset_index(drop=True).loc[np.repeat(np.arange(len(windows)), 2*self.views)]
         modality = np.tile(np.repeat([0, 1], self.views), len(windows))
         return records.assign(camera=modality, modality=modality, window=records.index, view=np.tile(np.arange(self.views), 2*len(windows)), identity=codes(records.identity))
+
+    def files(self, indices):
+        "The image of the scene that each view is cut from."
+        return [self.scenes[m][scene] for scene, m in self.records.iloc[indices][["scene", "modality"]].itertuples(index=False)]
 
     def images(self, indices, draw=0):
         "Views of these records; another `draw`, other views."
@@ -690,7 +701,7 @@ def as_spec(
     return f"pairs:{text}" if (as_path(text)/MODALITIES[0]).is_dir() else f"csv:{text}" if os.path.isfile(as_path(text)) else text
 
 def parse_spec(
-    spec: str, # `KIND` or `KIND:WHERE`
+    spec: str|os.PathLike, # `KIND` or `KIND:WHERE`, or a path, see `as_spec`
 ) -> tuple: # kind and where, checked as far as the string goes
     "Take a spec apart."
     kind, _, where = str(as_spec(spec)).strip().partition(":")
