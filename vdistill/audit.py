@@ -694,7 +694,9 @@ def open_audit(
     try: known = draw_sample(embed, dataset, sample_rows(dataset.records, indices, 8, 100, 4, seed), factors=False)
     except InputError: known = None
     N, unit = len(np.unique(sample.identity)), "scene" if sample.groups.max() + 1 < len(np.unique(sample.identity)) else "identity"
-    protocol = f"{N} identities, {len(rows)} images, 5 folds by {unit}" + (f"; identity: {len(np.unique(known.identity))} known ones, {len(known.identity)} images" if known else "") + seen_words(embed.seen, dataset, rows)
+    protocol = f"{N} identities, {len(rows)} images, 5 folds by {unit}"
+    if known: protocol += f"; identity: {len(np.unique(known.identity))} known ones, {len(known.identity)} images"
+    protocol += seen_words(embed.seen, dataset, rows)
     return Audit(sample, known, seed, dict(dataset=dataset.name, method=embed.config.method, seed=seed, split=split, protocol=protocol, **run_columns(embed.device)))
 
 # %% ../nbs/looking/21_audit.ipynb #c074

@@ -22,7 +22,8 @@ def _mlp(in_features, out_features, hidden, normalization):
     kinds = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
     if normalization not in kinds: raise InputError(f"normalization must be 'batch', 'layer' or 'none', got {normalization!r}")
     sizes = [in_features, *hidden, out_features]
-    if bad := [n for n in sizes if type(n) is not int or n < 1]: raise InputError(f"layer sizes must be whole numbers, 1 or more, got {bad[0]} in {sizes}")
+    if bad := [n for n in sizes if type(n) is not int or n < 1]:
+        raise InputError(f"layer sizes must be whole numbers, 1 or more, got {bad[0]} in {sizes}")
     layers = []
     for a, b in zip(sizes[:-2], sizes[1:-1]): layers += [nn.Linear(a, b, bias=normalization == "none"), kinds[normalization](b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], out_features))

@@ -20,7 +20,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                   help="Variational distillation for cross-modal re-identification.")
 Run = Annotated[Path, typer.Argument(help="folder of a run")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="override a setting, for example --set epochs=10; may be repeated")]
-Place = Annotated[Optional[str], typer.Option("--dataset", metavar="SPEC", help="where the run's own dataset lies now, if it was moved; it must be the same, and is remembered")]
+Place = Annotated[Optional[str], typer.Option(
+    "--dataset", metavar="SPEC",
+    help="where the run's own dataset lies now, if it was moved; it must be the same, and is remembered")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 # %% ../nbs/cli/30_cli.ipynb #c005
@@ -108,7 +110,9 @@ def train(
     from vdistill.parallel import first_process, leave_world
     from vdistill.training import Trainer, configure
     if (spec is None) == (resume is None): raise InputError("pass a dataset (synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR), or --resume RUN")
-    if place is not None and not resume: raise InputError(f"--dataset {place}: goes with --resume RUN, whose dataset was moved; the dataset of a new run is named without it")
+    if place is not None and not resume:
+        raise InputError(f"--dataset {place}: goes with --resume RUN, whose dataset was moved; "
+                         "a new run's is named without it")
     if resume:
         if given := [f"--{k} {v}" for k, v in dict(method=method, recipe=recipe, seed=seed, out=out).items() if v is not None]: raise InputError(f"{given[0]} beside --resume {resume}: a run goes on as it was begun; leave it out, or begin a new run without --resume")
         told(resume, place)
@@ -154,7 +158,9 @@ def evaluate(
     told(run, place)
     embed, headline = load_run(run, device)
     dataset, indices, split = open_for_evaluation(embed.config, spec, split)
-    if spec is not None and embed.seen is None: typer.echo(f"note: {run} does not remember whom it was trained on, as older versions and imported weights do not: nothing can say whether it has seen these people", err=True)
+    if spec is not None and embed.seen is None:
+        typer.echo(f"note: {run} does not remember whom it was trained on, as older versions and imported weights "
+                   "do not: nothing can say whether it has seen these people", err=True)
     if dataset.published and split in ("test", "all"): return evaluate_officially(run, embed, dataset, headline, mode, shots, draws, rerank, gallery)
     for name, value in dict(mode=mode, shots=shots, rerank=rerank or None).items():
         if value is not None: raise InputError(f"--{name} belongs to the protocols of {', '.join(OFFICIAL.values())}; {dataset.name}, {split}, is scored by gallery and draws")
@@ -281,7 +287,9 @@ def export(
     told(run, place)
     agreement = export_onnx(run, file, modality, feature)
     typer.echo(str(agreement))
-    if not agreement.test: typer.echo("the run's dataset could not be opened, so none of its images was compared; if it was moved, say where it lies now with --dataset")
+    if not agreement.test:
+        typer.echo("the run's dataset could not be opened, so none of its images was compared; "
+                   "if it was moved, say where it lies now with --dataset")
     typer.echo(f"written: {file}")
 
 # %% ../nbs/cli/30_cli.ipynb #import01
@@ -543,18 +551,21 @@ def lab(
     raise typer.Exit(open_lab(folder, browser, port, allow_root))
 
 # %% ../nbs/cli/30_cli.ipynb #spell01
-SYMBOLS = {"→": "->", "⇒": "=>", "±": "+-", "−": "-", "–": "-", "—": "-", "⁻": "-", "…": "...", "×": "x", "·": "*", "≤": "<=", "≥": ">=", "‖": "||", "½": "1/2", "°": " deg", "█": "#", "‘": "'", "’": "'", "“": '"', "”": '"'}
+SYMBOLS = {"→": "->", "⇒": "=>", "±": "+-", "−": "-", "–": "-", "—": "-", "⁻": "-", "…": "...", "×": "x", "·": "*",
+           "≤": "<=", "≥": ">=", "‖": "||", "½": "1/2", "°": " deg", "█": "#", "‘": "'", "’": "'", "“": '"', "”": '"'}
 
 def spelled(
     text: str,
 ) -> str: # ASCII
-    "Symbols in plain letters, Greek letters by their names, accents left out; what has no such form is a question mark."
-    out = ""
-    for before, c in zip(" " + text, text):
-        name, raised = unicodedata.name(c, ""), [unicodedata.decomposition(x).startswith("<super>") for x in (before, c)]
-        plainly = SYMBOLS.get(c) or (name.split()[-1].lower() if name.startswith("GREEK") else unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()) or "?"
-        out += "^"*(raised == [False, True]) + (c if c.isascii() else plainly)
-    return out
+    "Symbols in plain letters, Greek letters by their names, accents left out; a question mark for the rest."
+    raised = [False, *(unicodedata.decomposition(c).startswith("<super>") for c in text)]
+    return "".join("^"*(now > before) + _letters(c) for before, now, c in zip(raised, raised[1:], text))
+
+def _letters(c):
+    if c.isascii() or c in SYMBOLS: return SYMBOLS.get(c, c)
+    name = unicodedata.name(c, "")
+    if name.startswith("GREEK") and "WITH" not in name: return name.split()[-1].lower()
+    return unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
 
 def _spell(error): # what a stream cannot encode; bytes of a file name that is no text stay these bytes
     if not isinstance(error, UnicodeEncodeError): raise error
@@ -565,7 +576,7 @@ def _spell(error): # what a stream cannot encode; bytes of a file name that is n
 def _plain_ascii(name): # ASCII by another name: where an output says that it is ASCII, click writes UTF-8 all the same
     if name != "plainascii": return None
     own = codecs.lookup("ascii")
-    return codecs.CodecInfo(own.encode, own.decode, own.streamreader, own.streamwriter, own.incrementalencoder, own.incrementaldecoder, name)
+    return codecs.CodecInfo(*own, own.incrementalencoder, own.incrementaldecoder, name)
 
 codecs.register_error("vdistill.spell", _spell)
 codecs.register(_plain_ascii)

@@ -32,7 +32,9 @@ class Cell:
     setting: tuple = () # of a sweep: (name, value)
 
     def __post_init__(self):
-        for name, value in dict(dataset=as_spec(self.dataset), method=plain(self.method), seed=plain(self.seed), setting=_as_tuples(plain(self.setting))).items(): object.__setattr__(self, name, value)
+        own = dict(dataset=as_spec(self.dataset), setting=_as_tuples(plain(self.setting)))
+        for name, value in (plain(dict(method=self.method, seed=self.seed)) | own).items():
+            object.__setattr__(self, name, value)
 
     def label(self) -> str:
         "What the cell's method is called in results."
@@ -51,7 +53,8 @@ class Cell:
         "What needs no learning, on the same data."
         return Cell(self.dataset, "references", self.seed, self.setting if self.setting and self.setting[0].startswith("data.") else ())
 
-def _as_tuples(value): return tuple(map(_as_tuples, value)) if isinstance(value, (tuple, list)) else value # a cell can be a key
+def _as_tuples(value): # a cell can be a key
+    return tuple(map(_as_tuples, value)) if isinstance(value, (tuple, list)) else value
 
 # %% ../nbs/looking/23_comparison.ipynb #c006
 KEYS, OPTIONAL = ("datasets", "methods", "seeds"), ("settings", "sweep")
@@ -159,7 +162,9 @@ def _same_run(run_dir, config, dataset=None): # a finished run is only taken for
     there, asked = (dataclasses.asdict(c) for c in (read_config(run_dir), config))
     there["data"] = {k: v for k, v in there["data"].items() if k in asked["data"] or k != "image_size"} # the size is written down although nobody asked for it
     for name, value in asked.items():
-        same = name in MACHINE or (same_dataset(there[name], value) or (dataset is not None and bool(same_data(run_dir, dataset))) if name == "dataset" else yaml.safe_dump(there[name]) == yaml.safe_dump(value))
+        moved = name == "dataset" and dataset is not None and there[name] != value and same_data(run_dir, dataset)
+        if moved or name == "dataset" and same_dataset(there[name], value): continue
+        same = name in MACHINE or (yaml.safe_dump(there[name]) == yaml.safe_dump(value))
         if not same: raise InputError(f"{run_dir} holds a run with {name}={there[name]}, this grid asks for {value}: choose another folder (--out)")
 
 # %% ../nbs/looking/23_comparison.ipynb #c013

@@ -60,7 +60,8 @@ def as_kind(
 def _as_options(value, name): # lists for tuples, as YAML has them; what it cannot write is refused
     if isinstance(value, dict): return {k: _as_options(v, f"{name}.{k}") for k, v in value.items()}
     if isinstance(value, (tuple, list)): return [_as_options(v, name) for v in value]
-    if value is not None and type(value) not in KINDS: raise InputError(f"{name}={shown(value)}: config.yaml can hold numbers, text, lists and tables only")
+    if value is not None and type(value) not in KINDS:
+        raise InputError(f"{name}={shown(value)}: config.yaml can hold numbers, text, lists and tables only")
     return value
 
 # %% ../nbs/reid/16b_config.ipynb #c008
@@ -158,7 +159,9 @@ class TrainConfig:
         Augmentation.of(self) # checks its fields
 
 def _within(name, value, low, high):
-    if not low <= value <= high or value == math.inf: raise InputError(f"{name}={shown(value)}: must be {'at least' if high == math.inf else 'between'} {low}" + (f" and {high}" if high < math.inf else ", and finite"*(value == math.inf)))
+    if low <= value <= high and value != math.inf: return
+    allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}" + ", and finite"*(value == math.inf)
+    raise InputError(f"{name}={shown(value)}: must be {allowed}")
 
 # %% ../nbs/reid/16b_config.ipynb #c010
 RECIPES = resources.files("vdistill")/"recipes"

@@ -36,8 +36,10 @@ class Protocol:
 
     def __post_init__(self):
         for name, value in plain(vars(self)).items():
-            if type(value) is not int and (value is not None or name == "draws") or value == 0: raise InputError(f"{name}={shown(value)}: must be a whole number, at least 1" + ", or None for all"*(name != "draws"))
             object.__setattr__(self, name, value)
+            if type(value) is int and value > 0 or value is None and name != "draws": continue
+            allowed = "a whole number, at least 1" + ", or None for all"*(name != "draws")
+            raise InputError(f"{name}={shown(value)}: must be {allowed}")
 
     def __str__(self):
         who = "all identities" if self.identities is None else f"{self.identities} identities"
@@ -481,7 +483,8 @@ class PairsDataset(ReIDDataset):
 
     def files(self, indices):
         "The image of the scene that each view is cut from."
-        return [self.scenes[m][scene] for scene, m in self.records.iloc[indices][["scene", "modality"]].itertuples(index=False)]
+        records = self.records.iloc[indices]
+        return [self.scenes[m][scene] for scene, m in zip(records.scene, records.modality)]
 
     def images(self, indices, draw=0):
         "Views of these records; another `draw`, other views."
@@ -698,7 +701,8 @@ def as_spec(
     "A spec as text; a path without a kind before it gets that of what lies there."
     text = plain(spec)
     if not isinstance(spec, os.PathLike) or text.partition(":")[0] in KINDS: return text
-    return f"pairs:{text}" if (as_path(text)/MODALITIES[0]).is_dir() else f"csv:{text}" if os.path.isfile(as_path(text)) else text
+    if (as_path(text)/MODALITIES[0]).is_dir(): return f"pairs:{text}"
+    return f"csv:{text}" if os.path.isfile(as_path(text)) else text
 
 def parse_spec(
     spec: str|os.PathLike, # `KIND` or `KIND:WHERE`, or a path, see `as_spec`
@@ -710,7 +714,7 @@ def parse_spec(
     return kind, where
 
 def load_dataset(
-    spec: str|os.PathLike, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR` or `llcm:DIR`; or a path, see `as_spec`
+    spec: str|os.PathLike, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR`, `llcm:DIR`; or a path
     *,
     image_size: int|Sequence[int]|None = None, # `(H, W)` or a number; None for what the reader takes by default
     seed: int = 0, # of views, of drawn people and of drawn splits

@@ -229,7 +229,9 @@ class Plan(NamedTuple):
         "Itself in plain values, or one sentence about what cannot be."
         self = Plan(*plain(tuple(self)))
         for name, least in dict(batch=2, steps=1, check=1, patience=1).items():
-            if type(getattr(self, name)) is not int or getattr(self, name) < least: raise InputError(f"{name}={getattr(self, name)}: must be a whole number, at least {least}")
+            value = getattr(self, name)
+            if type(value) is int and value >= least: continue
+            raise InputError(f"{name}={value}: must be a whole number, at least {least}")
         if not self.learning_rate > 0: raise InputError(f"learning_rate={self.learning_rate}: must be above 0")
         try: torch.zeros((), device=self.device)
         except (RuntimeError, AssertionError): raise InputError(f"device={self.device!r} is not there; pass cpu") from None
