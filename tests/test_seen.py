@@ -99,7 +99,7 @@ def test_a_moved_dataset_is_told_and_remembered(run, place):
 @pytest.mark.parametrize("change, words", [
     (lambda folder: (folder/"visible"/"2-0.png").write_bytes((folder/"visible"/"3-0.png").read_bytes()), "1 image missing or changed"),
     (lambda folder: write_list(folder/"list.csv", splits(range(6), range(6, 8), range(8, 11))), "4 images missing"),
-    (lambda folder: write_list(folder/"list.csv", splits(range(6), range(8, 10), [6, 7, 10, 11])), "the same images in another order or or in other splits"),
+    (lambda folder: write_list(folder/"list.csv", splits(range(6), range(8, 10), [6, 7, 10, 11])), "the same images in another order, or in other splits"),
     (lambda folder: write_list(folder/"list.csv", splits(range(6), range(6, 8), range(8, 12)), lambda k: f"p{k}"), "48 images missing or changed and 48 images new")])
 def test_another_dataset_is_refused(run, place, change, words):
     shutil.copytree(place/"day", place/"other")
