@@ -21,7 +21,7 @@ def changed(target, pattern):
 
 def check(target, what, command, pattern, remedy):
     "Run a command in the copy and compare."
-    done = subprocess.run(command, cwd=target, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=target, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode: sys.exit(f"{what}: {' '.join(map(str, command))} failed\n{done.stdout}{done.stderr}")
     if files := changed(target, pattern): sys.exit(f"{what}: {', '.join(files)} would change. Run `{remedy}` and commit the result.")
     print(f"{what}: yes")

@@ -14,7 +14,7 @@ SHORT = ("epochs=2", "width=8", "features=32", "z_features=32", "hidden=[32]", "
 
 def call(*command, **options):
     "Run; what it printed, or the end of it as an error."
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", errors="replace", **options)
     if done.returncode: sys.exit(f"{' '.join(map(str, command))} failed\n{(done.stdout + done.stderr)[-3000:]}")
     return done.stdout
 
@@ -89,7 +89,7 @@ def use(
     versions, asking = import_all(programs, names, folder)
     helped = call(programs/"vdistill", "--help", cwd=folder, env=ALONE)
     for command in commands(helped): call(programs/"vdistill", command, "--help", cwd=folder, env=ALONE)
-    forgotten = subprocess.run([programs/"vdistill", "embed", "run", "image.png"], capture_output=True, text=True, cwd=folder, env=ALONE)
+    forgotten = subprocess.run([programs/"vdistill", "embed", "run", "image.png"], capture_output=True, encoding="utf-8", errors="replace", cwd=folder, env=ALONE)
     if forgotten.returncode != 2 or "Missing option" not in forgotten.stderr: sys.exit(f"a command without an option that it needs should be refused, not run:\n{forgotten.stdout}{forgotten.stderr}")
     shown = call(programs/"vdistill", "demo", *[x for s in SHORT for x in ("--set", s)], cwd=folder, env=ALONE)
     for text, words in ((helped, ("demo", "train", "evaluate", "mi")), (shown, ("rank-1", "chance", "ceiling", "full"))):

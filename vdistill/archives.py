@@ -533,7 +533,7 @@ def _write_lists(folder, lists):
     from scipy.io import savemat
     folder.mkdir(parents=True, exist_ok=True)
     for name, ids in lists.items():
-        (folder/f"{name}.txt").write_text(",".join(map(str, ids)) + "\n")
+        (folder/f"{name}.txt").write_text(",".join(map(str, ids)) + "\n", encoding="utf-8")
         savemat(folder/f"{name}.mat", {"id": np.array([ids], np.uint16)})
 
 def _write_draw(file, counts, trials=10):
@@ -563,7 +563,7 @@ def fake_regdb(
         for split, half in (("train", sorted(order[:people//2])), ("test", sorted(order[people//2:]))):
             for m, word in enumerate(("visible", "thermal")):
                 lines = (f"{name(m, i, k)} {label}\n" for label, i in enumerate(half) for k in range(10))
-                (folder/"idx"/f"{split}_{word}_{trial}.txt").write_text("".join(lines))
+                (folder/"idx"/f"{split}_{word}_{trial}.txt").write_text("".join(lines), encoding="utf-8")
     return folder
 
 # %% ../nbs/reid/10b_archives.ipynb #c052
@@ -590,8 +590,8 @@ def fake_llcm(
     plant(folder, files, links)
     (folder/"test_nir"/"cam3").mkdir(exist_ok=True)
     (folder/"idx").mkdir(exist_ok=True)
-    for name, lines in lists.items(): (folder/"idx"/f"{name}.txt").write_text(lines)
-    (folder/"idx"/"test_id.txt").write_text(",".join(map(str, parts["test"])))
+    for name, lines in lists.items(): (folder/"idx"/f"{name}.txt").write_text(lines, encoding="utf-8")
+    (folder/"idx"/"test_id.txt").write_text(",".join(map(str, parts["test"])), encoding="utf-8")
     return folder
 
 # %% ../nbs/reid/10b_archives.ipynb #c065

@@ -22,11 +22,12 @@ from scipy import linalg, stats
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, StratifiedKFold
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
+from .checkpoints import seen_words
 from .core import InputError, generator
 from .data import MODALITIES, load_dataset, uniform, view_parameters
 from .evaluation import extract_features, run_columns
 from .plots import COLOURS, embed_2d, in_house_style, new_axes, new_figure, scatter_modalities
-from .training import load_run, read_config, write_csv
+from .training import load_run, open_own, read_config, write_csv
 
 # %% ../nbs/looking/21_audit.ipynb #c006
 class Estimate(NamedTuple):
@@ -708,7 +709,9 @@ def open_audit(
     try: known = draw_sample(embed, dataset, sample_rows(dataset.records, indices, 8, 100, 4, seed), factors=False)
     except InputError: known = None
     N, unit = len(np.unique(sample.identity)), "scene" if sample.groups.max() + 1 < len(np.unique(sample.identity)) else "identity"
-    protocol = f"{N} identities, {len(rows)} images, 5 folds by {unit}" + (f"; identity: {len(np.unique(known.identity))} known ones, {len(known.identity)} images" if known else "")
+    protocol = f"{N} identities, {len(rows)} images, 5 folds by {unit}"
+    if known: protocol += f"; identity: {len(np.unique(known.identity))} known ones, {len(known.identity)} images"
+    protocol += seen_words(embed.seen, dataset, rows)
     return Audit(sample, known, seed, dict(dataset=dataset.name, method=embed.config.method, seed=seed, split=split, protocol=protocol, **run_columns(embed.device)))
 
 # %% ../nbs/looking/21_audit.ipynb #c074
@@ -728,7 +731,7 @@ def audit_dataset(
         from vdistill.synthetic import SyntheticDataset
         train, val, test = data.get("identities", inspect.signature(SyntheticDataset).parameters["identities"].default)
         data["identities"] = (train, val, max(test, people))
-    return load_dataset(config.dataset, seed=config.seed, **data)
+    return open_own(config, **data)
 
 # %% ../nbs/looking/21_audit.ipynb #c075
 AUDIT_COLUMNS = ("dataset", "method", "seed", "split", "feature", "images", "group", "factor", "probe", "metric", "value", "low", "high", "null", "null_high", "ceiling", "remark", "protocol", "seconds", "device", "versions", "commit")

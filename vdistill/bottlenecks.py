@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import InputError
+from .core import InputError, plain
 from .information import kl_divergence
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c009
@@ -22,7 +22,8 @@ def _mlp(in_features, out_features, hidden, normalization):
     kinds = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
     if normalization not in kinds: raise InputError(f"normalization must be 'batch', 'layer' or 'none', got {normalization!r}")
     sizes = [in_features, *hidden, out_features]
-    if bad := [n for n in sizes if n < 1]: raise InputError(f"layer sizes must be 1 or more, got {bad[0]} in {sizes}")
+    if bad := [n for n in sizes if type(n) is not int or n < 1]:
+        raise InputError(f"layer sizes must be whole numbers, 1 or more, got {bad[0]} in {sizes}")
     layers = []
     for a, b in zip(sizes[:-2], sizes[1:-1]): layers += [nn.Linear(a, b, bias=normalization == "none"), kinds[normalization](b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], out_features))
@@ -42,6 +43,7 @@ class InformationBottleneck(nn.Module):
         normalization: str = "batch", # `batch`, `layer` (for very small batches) or `none`
     ):
         super().__init__()
+        in_features, out_features, hidden = plain((in_features, out_features, hidden))
         self.in_features, self.out_features = in_features, out_features
         self.batch_normalized = normalization == "batch" and len(hidden) > 0
         self.layers = _mlp(in_features, out_features, hidden, normalization)
@@ -81,6 +83,7 @@ class VariationalBottleneck(nn.Module):
         normalization: str = "batch", # `batch`, `layer` (for very small batches) or `none`
     ):
         super().__init__()
+        in_features, out_features, hidden = plain((in_features, out_features, hidden))
         self.in_features, self.out_features = in_features, out_features
         self.batch_normalized = normalization == "batch" and len(hidden) > 0
         self.layers = _mlp(in_features, 2 * out_features, hidden, normalization)

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from .checkpoints import same_data
 from .config import METHODS, read_yaml
-from .core import InputError, half_width, optional
-from .data import load_dataset, shown
+from .core import InputError, half_width, optional, plain
+from .data import as_spec, load_dataset, shown
 from .evaluation import (DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, pixel_features,
     protocol_text, results_frame, retrieval_scores, run_columns)
 from .training import TrainConfig, Trainer, configure, read_config, write_csv
@@ -29,6 +30,11 @@ class Cell:
     method: str # a name in METHODS
     seed: int
     setting: tuple = () # of a sweep: (name, value)
+
+    def __post_init__(self):
+        own = dict(dataset=as_spec(self.dataset), setting=_as_tuples(plain(self.setting)))
+        for name, value in (plain(dict(method=self.method, seed=self.seed)) | own).items():
+            object.__setattr__(self, name, value)
 
     def label(self) -> str:
         "What the cell's method is called in results."
@@ -46,6 +52,9 @@ class Cell:
     def references(self) -> "Cell":
         "What needs no learning, on the same data."
         return Cell(self.dataset, "references", self.seed, self.setting if self.setting and self.setting[0].startswith("data.") else ())
+
+def _as_tuples(value): # a cell can be a key
+    return tuple(map(_as_tuples, value)) if isinstance(value, (tuple, list)) else value
 
 # %% ../nbs/looking/23_comparison.ipynb #c006
 KEYS, OPTIONAL = ("datasets", "methods", "seeds"), ("settings", "sweep")
@@ -134,7 +143,7 @@ def run_cell(
     "Run one cell, or resume it, or read its results when it is done."
     run_dir = Path(out)/cell.folder()
     config = cell.configure(**settings)
-    if (run_dir/"config.yaml").is_file(): _same_run(run_dir, config)
+    if (run_dir/"config.yaml").is_file(): _same_run(run_dir, config, dataset)
     if (run_dir/"results.csv").is_file(): results = read_results(run_dir/"results.csv")
     elif (run_dir/"config.yaml").is_file(): results = Trainer.resume(run_dir, progress, dataset).fit()
     else: results = Trainer(config, run_dir, dataset, progress).fit()
@@ -146,14 +155,16 @@ def same_dataset(
     a: str, b: str, # specs of `load_dataset`
 ) -> bool:
     "Whether two specs name one dataset, however its path is written."
-    (kind, _, here), (kind_b, _, there) = a.partition(":"), b.partition(":")
+    (kind, _, here), (kind_b, _, there) = (as_spec(s).partition(":") for s in (a, b))
     return kind == kind_b and len({os.path.realpath(os.path.expanduser(p)) for p in (here, there)}) == 1
 
-def _same_run(run_dir, config): # a finished run is only taken for a cell that asks for the same
+def _same_run(run_dir, config, dataset=None): # a finished run is only taken for a cell that asks for the same
     there, asked = (dataclasses.asdict(c) for c in (read_config(run_dir), config))
     there["data"] = {k: v for k, v in there["data"].items() if k in asked["data"] or k != "image_size"} # the size is written down although nobody asked for it
     for name, value in asked.items():
-        same = name in MACHINE or (same_dataset(there[name], value) if name == "dataset" else yaml.safe_dump(there[name]) == yaml.safe_dump(value))
+        moved = name == "dataset" and dataset is not None and there[name] != value and same_data(run_dir, dataset)
+        if moved or name == "dataset" and same_dataset(there[name], value): continue
+        same = name in MACHINE or (yaml.safe_dump(there[name]) == yaml.safe_dump(value))
         if not same: raise InputError(f"{run_dir} holds a run with {name}={there[name]}, this grid asks for {value}: choose another folder (--out)")
 
 # %% ../nbs/looking/23_comparison.ipynb #c013

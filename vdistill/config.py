@@ -7,14 +7,13 @@ __all__ = ['METHODS', 'NAMED', 'LIMITS', 'KINDS', 'RECIPES', 'CHOICES', 'as_kind
            'configure']
 
 # %% ../nbs/reid/16b_config.ipynb #c002
-import dataclasses, difflib, math, os
+import dataclasses, difflib, math, os, types
 from importlib import resources
 from pathlib import Path
-import numpy as np
 import yaml
 from .augmentation import Augmentation
-from .core import InputError
-from .data import shown
+from .core import InputError, plain
+from .data import as_spec, shown
 from .objective import METRICS, MUTUAL, REGULARISERS
 
 # %% ../nbs/reid/16b_config.ipynb #c005
@@ -49,12 +48,20 @@ def as_kind(
     value, # as it was given, or read from YAML
 ):
     "A setting in its type: 2 and 1e-3 (a string to YAML) are floats, a list is a tuple."
+    value = plain(value)
     if kind is float and type(value) in (int, str):
         try: return float(value)
         except (ValueError, OverflowError): pass
-    if kind is int and isinstance(value, np.integer): return int(value)
     if kind is tuple and isinstance(value, list): return tuple(value)
-    if isinstance(kind, type) and type(value) is not kind: raise InputError(f"{name}={shown(value)}: must be {KINDS[kind]}")
+    if isinstance(kind, types.UnionType): kind = type(None) if value is None else kind.__args__[0]
+    if type(value) is not kind: raise InputError(f"{name}={shown(value)}: must be {KINDS[kind]}")
+    return value
+
+def _as_options(value, name): # lists for tuples, as YAML has them; what it cannot write is refused
+    if isinstance(value, dict): return {k: _as_options(v, f"{name}.{k}") for k, v in value.items()}
+    if isinstance(value, (tuple, list)): return [_as_options(v, name) for v in value]
+    if value is not None and type(value) not in KINDS:
+        raise InputError(f"{name}={shown(value)}: config.yaml can hold numbers, text, lists and tables only")
     return value
 
 # %% ../nbs/reid/16b_config.ipynb #c008
@@ -133,7 +140,9 @@ class TrainConfig:
     skip_nonfinite: int = 0 # steps that may be left out because loss or gradient was no number
 
     def __post_init__(self):
+        self.dataset = as_spec(self.dataset)
         for f in dataclasses.fields(self): setattr(self, f.name, as_kind(f.type, f.name, getattr(self, f.name)))
+        self.data = _as_options(self.data, "data")
         for name, allowed in NAMED.items():
             if getattr(self, name) not in allowed: raise InputError(f"{name}={shown(getattr(self, name))}: choose one of {', '.join(allowed)}")
         for name in ("epochs", "validate_every", "width", "features", "z_features", "accumulate"):
@@ -150,7 +159,9 @@ class TrainConfig:
         Augmentation.of(self) # checks its fields
 
 def _within(name, value, low, high):
-    if not low <= value <= high: raise InputError(f"{name}={shown(value)}: must be {'at least' if high == math.inf else 'between'} {low}" + f" and {high}"*(high < math.inf))
+    if low <= value <= high and value != math.inf: return
+    allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}" + ", and finite"*(value == math.inf)
+    raise InputError(f"{name}={shown(value)}: must be {allowed}")
 
 # %% ../nbs/reid/16b_config.ipynb #c010
 RECIPES = resources.files("vdistill")/"recipes"
@@ -189,15 +200,16 @@ def read_yaml(
 
 # %% ../nbs/reid/16b_config.ipynb #c012
 def configure(
-    dataset: str = "synthetic", # spec of `load_dataset`
+    dataset: str|os.PathLike = "synthetic", # spec of `load_dataset`, or a path
     method: str | None = None, # a name in METHODS; None: the recipe's, or `full`
     seed: int = 0,
     recipe: str | None = None, # a name in CHOICES, or a YAML file
     **settings, # fields of `TrainConfig`; those of the reader as `data.NAME`
 ) -> TrainConfig:
     "A recipe, then the method, then these settings."
+    dataset, recipe = as_spec(dataset), plain(recipe)
     name, base = read_recipe(dataset.partition(":")[0], recipe)
-    method = method or base.get("method", "full")
+    method = plain(method) or base.get("method", "full")
     if method not in list(METHODS): raise InputError(f"no method {shown(method)}: choose one of {', '.join(METHODS)}")
     for given, where in ((base, f" in {name}"), (settings, "")): _check_names(given, where)
     base, settings = _gathered(base), _gathered(settings)

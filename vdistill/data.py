@@ -9,7 +9,7 @@ __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MAR
            'block_splits', 'uniform', 'Jitter', 'view_parameters', 'cut', 'sample_views', 'Grid', 'image_shape',
            'as_size', 'size_for', 'PairsDataset', 'codes', 'spellings', 'check_identities', 'disjoint', 'name_twins',
            'read_text', 'read_rows', 'check_cells', 'read_table', 'read_boxes', 'Boxes', 'read_manifest',
-           'exact_copies', 'copies', 'draw_validation', 'CSVDataset', 'parse_spec', 'load_dataset']
+           'exact_copies', 'copies', 'draw_validation', 'CSVDataset', 'as_spec', 'parse_spec', 'load_dataset']
 
 # %% ../nbs/reid/10_data.ipynb #c002
 import codecs, csv, difflib, functools, hashlib, inspect, io, os, re, reprlib, unicodedata, warnings
@@ -21,7 +21,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from numpy.typing import ArrayLike
-from .core import InputError, as_tensor, generator
+from .core import InputError, as_tensor, generator, plain
 
 # %% ../nbs/reid/10_data.ipynb #c007
 MODALITIES = ("visible", "infrared") # a record's modality is a position in this tuple
@@ -34,6 +34,13 @@ class Protocol:
     identities: int|None = None # identities drawn for the gallery, None for all
     shots: int|None = None # images an identity and modality, None for all
     draws: int = 1 # evaluations that are averaged
+
+    def __post_init__(self):
+        for name, value in plain(vars(self)).items():
+            object.__setattr__(self, name, value)
+            if type(value) is int and value > 0 or value is None and name != "draws": continue
+            allowed = "a whole number, at least 1" + ", or None for all"*(name != "draws")
+            raise InputError(f"{name}={shown(value)}: must be {allowed}")
 
     def __str__(self):
         who = "all identities" if self.identities is None else f"{self.identities} identities"
@@ -68,6 +75,12 @@ class ReIDDataset:
     ) -> torch.Tensor: # `(B, 3, H, W)`, uint8; a function of (seed, draw, index), whatever else is in the batch
         "The pixels of these records."
         raise NotImplementedError
+
+    def files(self,
+        indices: ArrayLike, # rows of `records`
+    ) -> list|None: # a path for each; None where images come from no files
+        "The files that these images are made from."
+        return self.records.path.iloc[np.asarray(indices, dtype=np.int64)].to_list() if "path" in self.records else None
 
     def indices(self,
         split: str|None = None, # `train`, `val` or `test`; None for all
@@ -495,13 +508,13 @@ class PairsDataset(ReIDDataset):
         views: int = 4, # records a window and modality
         window: int = 96, # side of a place in pixels
         contrast: float = 12., # least standard deviation of grey in both modalities
-        jitter: Jitter = Jitter(), # how far views go
+        jitter: Jitter|dict = Jitter(), # how far views go; or a table of its fields
         test: float = .3, validation: float = .2, # fraction of the scenes, fraction of the rest
         duplicates: float|None = .5, # places more alike than this are one; None keeps all scenes
         max_scenes: int|None = None, # take this many, evenly spaced
         max_gigabytes: float = 4., # refuse to hold more
     ):
-        self.seed, self.views, self.jitter, folder = seed, views, jitter, as_path(folder)
+        self.seed, self.views, self.jitter, folder = seed, views, _jitter(jitter), as_path(folder)
         scenes, find = _finder(folder, window, contrast, image_size, max_scenes)
         _check_memory(find.count(scenes), 4*np.prod([_padded(n) for n in find.size]), len(scenes), max_gigabytes)
         scenes, opened, notes = _once(scenes, _open_scenes(scenes, find), duplicates if isinstance(find, Grid) else None)
@@ -514,6 +527,7 @@ class PairsDataset(ReIDDataset):
         gallery = windows.identity[windows.split == "test"].nunique()
         protocol = Protocol(min(300, gallery) or None, shots=1, draws=3)
         if isinstance(find, Boxes): notes = [*name_twins(find.table.identity, "identity"), *notes]
+        self.scenes = [dict(zip(scenes.scene, scenes[m])) for m in MODALITIES]
         super().__init__(folder.resolve().name.lower(), find.image_size, self._records(windows), protocol, notes + lost)
 
     def _records(self, windows):
@@ -521,6 +535,11 @@ class PairsDataset(ReIDDataset):
         records = windows.reset_index(drop=True).loc[np.repeat(np.arange(len(windows)), 2*self.views)]
         modality = np.tile(np.repeat([0, 1], self.views), len(windows))
         return records.assign(camera=modality, modality=modality, window=records.index, view=np.tile(np.arange(self.views), 2*len(windows)), identity=codes(records.identity))
+
+    def files(self, indices):
+        "The image of the scene that each view is cut from."
+        records = self.records.iloc[indices]
+        return [self.scenes[m][scene] for scene, m in zip(records.scene, records.modality)]
 
     def images(self, indices, draw=0):
         "Views of these records; another `draw`, other views."
@@ -535,6 +554,11 @@ class PairsDataset(ReIDDataset):
         return out
 
 # %% ../nbs/reid/10_data.ipynb #c070
+def _jitter(given): # from a table as well, as a configuration holds it
+    if isinstance(given, Jitter): return given
+    try: return Jitter(**given)
+    except TypeError: raise InputError(f"jitter={shown(given)}: pass a table of {', '.join(vars(Jitter()))}") from None
+
 def _finder(folder, window, contrast, image_size, max_scenes):
     "The scenes to open, and what finds the windows in them."
     scenes, table = find_pairs(folder), folder/"boxes.csv"
@@ -880,17 +904,26 @@ def _reader(kind):
     return {"pairs": PairsDataset, "csv": CSVDataset}[kind]
 
 # %% ../nbs/reid/10_data.ipynb #c105
+def as_spec(
+    spec, # `KIND` or `KIND:WHERE`, or the path of a folder of pairs or of a manifest
+) -> str:
+    "A spec as text; a path without a kind before it gets that of what lies there."
+    text = plain(spec)
+    if not isinstance(spec, os.PathLike) or text.partition(":")[0] in KINDS: return text
+    if (as_path(text)/MODALITIES[0]).is_dir(): return f"pairs:{text}"
+    return f"csv:{text}" if os.path.isfile(as_path(text)) else text
+
 def parse_spec(
-    spec: str, # `KIND` or `KIND:WHERE`
+    spec: str|os.PathLike, # `KIND` or `KIND:WHERE`, or a path, see `as_spec`
 ) -> tuple: # kind and where, checked as far as the string goes
     "Take a spec apart."
-    kind, _, where = str(spec).strip().partition(":")
+    kind, _, where = str(as_spec(spec)).strip().partition(":")
     if kind not in KINDS: raise InputError(f"{spec}: no such kind of dataset; pass {_near(kind, spec)}")
     if (where == "") != (kind == "synthetic"): raise InputError(f"{spec}: write it as {KINDS[kind]}")
     return kind, where
 
 def load_dataset(
-    spec: str, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR` or `llcm:DIR`
+    spec: str|os.PathLike, # `synthetic`, `pairs:DIR`, `csv:FILE`, `sysu:DIR`, `regdb:DIR`, `llcm:DIR`; or a path
     *,
     image_size: int|Sequence[int]|None = None, # `(H, W)` or a number; None for what the reader takes by default
     seed: int = 0, # of views, of drawn people and of drawn splits
@@ -903,7 +936,7 @@ def load_dataset(
     unknown = [name for name in options if name not in known]
     if unknown: raise InputError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     if image_size is not None: options["image_size"] = image_size
-    return reader(*[where]*bool(where), seed=seed, **options)
+    return reader(*[where]*bool(where), **plain(options | dict(seed=seed)))
 
 # %% ../nbs/reid/10_data.ipynb #c106
 def _near(kind, spec):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from . import bounds
 from .bounds import MINE, alpha_floor, ceiling
-from .core import InputError, as_tensor, generator, half_width, seeded
+from .core import InputError, as_tensor, generator, half_width, plain, seeded
 from .information import mutual_information
 
 # %% ../nbs/information/05_estimation.ipynb #c006
@@ -226,9 +226,12 @@ class Plan(NamedTuple):
     device: str = "cpu"
 
     def checked(self) -> "Plan":
-        "Itself, or one sentence about what cannot be."
+        "Itself in plain values, or one sentence about what cannot be."
+        self = Plan(*plain(tuple(self)))
         for name, least in dict(batch=2, steps=1, check=1, patience=1).items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least: raise InputError(f"{name}={getattr(self, name)}: must be a whole number, at least {least}")
+            value = getattr(self, name)
+            if type(value) is int and value >= least: continue
+            raise InputError(f"{name}={value}: must be a whole number, at least {least}")
         if not self.learning_rate > 0: raise InputError(f"learning_rate={self.learning_rate}: must be above 0")
         try: torch.zeros((), device=self.device)
         except (RuntimeError, AssertionError): raise InputError(f"device={self.device!r} is not there; pass cpu") from None
@@ -244,7 +247,7 @@ def build_critic(
     if critic not in CRITICS: raise InputError(f"no critic {critic!r}: choose one of {', '.join(CRITICS)}")
     known = [name for name in inspect.signature(CRITICS[critic]).parameters if name not in ("x_features", "y_features")]
     if unknown := [name for name in options if name not in known]: raise InputError(f"a {critic} critic has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    with seeded("critic", seed=seed): return CRITICS[critic](x_features, y_features, **options)
+    with seeded("critic", seed=seed): return CRITICS[critic](x_features, y_features, **plain(options))
 
 def estimate_mi(
     x: ArrayLike|Tensor, # `(N, dx)` or `(N,)` array, tensor or data frame
@@ -260,6 +263,7 @@ def estimate_mi(
     **options, # of the critic: hidden, layers, …
 ) -> MIEstimate: # warns `EstimateWarning` where it should not be believed
     "Mutual information of two columns, by training a critic: held-out value in nats, and its spread over seeds."
+    alpha, clip, seeds, batch = plain((alpha, clip, seeds, batch))
     x, y, plan, seeds = as_columns(x, "x"), as_columns(y, "y"), Plan(batch, steps, learning_rate, check, patience, device).checked(), (seeds,) if isinstance(seeds, int) else tuple(seeds)
     if len(x) != len(y): raise InputError(f"x has {len(x)} rows and y {len(y)}; they must be paired row by row")
     if len(x) < 5*batch: raise InputError(f"{len(x)} pairs are too few for batches of {batch}: a fifth of them is held out; pass batch={max(len(x)//5, 2)} or less")
@@ -373,7 +377,7 @@ def self_consistency(
     **options, # of `estimate_mi`, the same for all
 ) -> pd.DataFrame: # test, value, spread, expected (from the data's own estimate), holds
     "Independence, data processing and additivity of an estimator, on these data."
-    x, y, batch = as_columns(x, "x"), as_columns(y, "y"), options.get("batch", Plan().batch)
+    x, y, batch = as_columns(x, "x"), as_columns(y, "y"), plain(options.get("batch", Plan().batch))
     if len(x) < 10*batch: raise InputError(f"{len(x)} pairs are too few for batches of {batch}: one test halves their number; pass batch={max(len(x)//10, 2)} or less")
     half, order = len(x)//2, torch.randperm(len(x), generator=generator("consistency", seed=seed))
     part = y[:, :max(y.shape[1]//2, 1)] if y.shape[1] > 1 else y + y.std()*torch.randn(y.shape, generator=generator("consistency", "noise", seed=seed))
@@ -411,6 +415,7 @@ def staircase(
     **options, # of the critic
 ) -> pd.DataFrame: # step, stage (0, 1, …), mutual_information, value: nats
     "A critic on Gaussians whose information climbs (Song and Ermon, 2020): the value of every batch before it is learned from."
+    alpha, stages, steps, batch, dim = plain((alpha, stages, steps, batch, dim))
     plan = Plan(batch, steps, learning_rate, device=device).checked()
     aim, stream, network, values = objective(bound, alpha), generator("staircase", seed=seed), build_critic(critic, dim, dim, seed, **options).to(device), []
     optimizer, loss = torch.optim.Adam(network.parameters(), plan.learning_rate), aim.loss()

@@ -161,7 +161,10 @@ COLUMNS = ("dataset", "method", "seed", "split", "feature", "direction", "protoc
 def _commit():
     import vdistill
     package = Path(vdistill.__file__).resolve().parent
-    def git(*args): return subprocess.run(["git", "-C", str(package), *args], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    def git(*args):
+        command = ["git", "-C", str(package), *args]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=60)
+        return done.stdout.strip()
     try: return git("describe", "--always", "--dirty", "--exclude", "*") if Path(git("rev-parse", "--show-toplevel")) == package.parent else ""
     except (OSError, subprocess.SubprocessError): return ""
 

@@ -28,7 +28,7 @@ from .report import searches
 from .reranking import rerank
 from .retrieval import as_identities, pairwise_distances, retrieval_scores
 from .synthetic import FACTOR_GROUPS, LEVELS
-from .training import Embedder, Trainer, load_run, read_config
+from .training import Embedder, Trainer, load_run, open_own, read_config
 from .widgets import Panel, Sheet, W, png
 
 # %% ../nbs/looking/22b_explorers.ipynb #c007
@@ -223,7 +223,7 @@ class RetrievalExplorer(Explorer):
         embeds = {name: run if isinstance(run, Embedder) else load_run(run)[0] for name, run in runs.items()}
         if not embeds: raise InputError("no run to explore: pass at least one, as {name: folder}")
         config = next(iter(embeds.values())).config
-        dataset = load_dataset(config.dataset, seed=config.seed, **config.data) if dataset is None else dataset
+        dataset = open_own(config) if dataset is None else dataset
         search = searches(dataset, indices, config.seed)[0]
         rows = search.query, search.gallery
         sides = {name: [features_of(dataset, embed, r) for r in rows] for name, embed in embeds.items()}

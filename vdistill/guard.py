@@ -26,7 +26,7 @@ class FolderLock:
     def __enter__(self):
         try: self.handle = lock_file(self.file, wait=False)
         except BlockingIOError:
-            owner = self.file.read_text().strip() or "unknown"
+            owner = self.file.read_text(encoding="utf-8").strip() or "unknown"
             raise InputError(f"{self.file.parent} is being written by another process ({owner}): wait until it ends, or choose another folder (--out)") from None
         except OSError as e:
             if e.errno not in NO_LOCKS: raise

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'rate', 'pick_device', 'make_optimizer', 'build_model', 'start_from', 'build_regulariser', 'autocast',
-           'Embedder', 'compiled', 'Trainer', 'start_run', 'read_config', 'write_csv', 'load_run', 'TrainConfig',
-           'configure']
+           'Embedder', 'compiled', 'Trainer', 'start_run', 'read_config', 'change_config', 'open_own', 'move_run',
+           'write_csv', 'load_run', 'TrainConfig', 'configure']
 
 # %% ../nbs/reid/16_training.ipynb #c002
 import dataclasses, itertools, math, os, shlex, time, warnings
@@ -21,14 +21,16 @@ from .augmentation import Augmentation
 from .batches import IdentitySampler, given_labels, load_batch
 from .cache import Pixels
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
+from .checkpoints import SeenWarning, check_data, recall, remember, seen_words
 from .config import TrainConfig, configure, read_yaml
-from .core import InputError, atomic_path, generator, mind_fork, seeded
-from .data import ReIDDataset, as_path, load_dataset, shown
+from .core import InputError, atomic_path, generator, mind_fork, plain, seeded
+from .data import KINDS, ReIDDataset, as_path, load_dataset, parse_spec, shown
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
 from .guard import SPAWN, FolderLock, Interrupted, Signals, Watch, fork_refused, gpu_failed, memory_advice, out_of_memory, write_report
 from .models import NETWORKS
 from .objective import REGULARISERS, objective
 from .parallel import any_process, check_share, gather_features, gather_predictions, join_world, lost_contact, OwnRows, own_device, own_part, settle, spread, synchronised, world
+from .parallel import first_process
 
 # %% ../nbs/reid/16_training.ipynb #c002b
 _all_ = ["TrainConfig", "configure"] # of `vdistill.config`, where people look for them
@@ -105,6 +107,7 @@ def autocast(
 # %% ../nbs/reid/16_training.ipynb #c013
 class Embedder:
     "A network as a function: uint8 images and their modality to named features."
+    seen: dict|None = None # whom it has learned from, as `recall` gives it, so that scoring can say so
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device):
         self.model, self.config, self.device = model, config, device
 
@@ -136,8 +139,10 @@ class Embedder:
         if dataset.published and split == "test" and indices is None and protocol is None: return self.score_officially(dataset, headline, seconds)[0]
         indices, protocol = dataset.indices("test") if indices is None else indices, protocol or dataset.protocol
         rows = evaluate(dataset, self, indices, protocol=protocol, seed=self.config.seed)
+        known = "" if split in ("train", "val") else seen_words(self.seen, dataset, indices)
         return results_frame([r | dict(headline=r["feature"] == headline) for r in rows], dataset=dataset.name, method=self.config.method, seed=self.config.seed,
-                             split=split, protocol=protocol_text(dataset.records, indices, protocol), seconds=round(seconds, 1), **run_columns(self.device))
+                             split=split, protocol=protocol_text(dataset.records, indices, protocol) + known,
+                             seconds=round(seconds, 1), **run_columns(self.device))
 
     def score_officially(self,
         dataset, # SYSU-MM01, RegDB or LLCM
@@ -146,7 +151,9 @@ class Embedder:
         **options, # of `official_scores`
     ) -> tuple: # tidy rows; list of (feature name, `ProtocolScores`)
         "The test images under the dataset's published protocol."
-        scores = official_scores(dataset, self, **options)
+        known = seen_words(self.seen, dataset, dataset.indices("test"))
+        named = lambda s: dataclasses.replace(s, dataset=dataset.name, protocol=s.protocol + known) # with RegDB's trial
+        scores = [(name, named(s)) for name, s in official_scores(dataset, self, **options)]
         rows = [row | dict(headline=name == headline) for name, s in scores for row in s.rows(name)]
         return results_frame(rows, method=self.config.method, seed=self.config.seed, split="test", seconds=round(seconds, 1), **run_columns(self.device)), scores
 
@@ -210,6 +217,8 @@ class Trainer:
         self.epoch, self.step, self.done, self.seconds, self.history, self.total = 0, 0, 0, 0., [], {} # `done`: batches of this epoch, `total`: their terms
         self.best, self.best_weights = dict(epoch=-1, feature="", value=-1.), None
         self.run_dir = None if run_dir is None or world()[0] else start_run(run_dir, self.config) # one process writes
+        self.embed.seen = _begun_with(config)
+        if self.run_dir: remember(self.run_dir, self.dataset, self.train, self.validation, self.embed.seen)
 
     def check_headline(self):
         "A feature that the network does not have is missed before the training, not after."
@@ -376,8 +385,17 @@ class Trainer:
         config, run_dir = read_config(run_dir), Path(run_dir)
         state, weights = or_previous(_last_state, run_dir) if (run_dir/STATE).exists() or (run_dir/PREVIOUS).is_dir() else (None, None)
         if config.method == "imported": raise InputError(f"{run_dir} holds weights of others and was not trained here: begin a run with them by --set start={run_dir/WEIGHTS}")
+        dataset = dataset if dataset is not None else open_own(config)
+        known = check_data(run_dir, dataset)
         self = cls(config if state is None else dataclasses.replace(config, start=None, weights=None), None, dataset, progress)
         self.config, self.run_dir = dataclasses.replace(self.config, start=config.start, weights=config.weights), None if world()[0] else run_dir
+        before, now = len(state["model"]["shared.v_classifier.weight"]) if state else None, len(self.sampler.identities)
+        if state and before != now:
+            raise InputError(f"{run_dir} has trained on {before} identities, and {dataset.name} has {now}: "
+                             "it is another dataset, or was changed. "
+                             "Name the place where the first one lies now with --dataset")
+        if self.run_dir and not known: remember(self.run_dir, dataset, self.train, self.validation, _begun_with(config))
+        self.embed.seen = recall(run_dir)
         if state is None: return self # cut off before its first state: from the start
         for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups): saved["fused"] = own["fused"] # as this device wants it
         for part in ("model", "regulariser", "optimizer", "scaler"): getattr(self, part).load_state_dict(state.get(part, {}))
@@ -385,11 +403,18 @@ class Trainer:
         self.best_weights = weights
         return self
 
+def _begun_with(config): # whom the run had seen whose weights this one begins with
+    return recall(as_path(config.start).parent) if config.start else None
+
 def _last_state(folder): # and the best weights, where there were any
     state = load_state(folder)
     return state, load_weights(folder) if state["best"]["epoch"] >= 0 else None
 
 # %% ../nbs/reid/16_training.ipynb #c017
+def _from_anywhere(spec): # with the whole path
+    kind, _, where = spec.partition(":")
+    return f"{kind}:{Path(os.path.abspath(as_path(where)))}" if where else kind
+
 def start_run(
     run_dir, # folder of the new run
     config: TrainConfig,
@@ -398,8 +423,8 @@ def start_run(
     run_dir = Path(run_dir)
     if (run_dir/"config.yaml").exists(): raise InputError(f"{run_dir} already holds a run: resume it (--resume), or choose another folder (--out)")
     if run_dir.exists() and not run_dir.is_dir(): raise InputError(f"{run_dir} is a file; choose another folder (--out)")
-    kind, _, where = config.dataset.partition(":")
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()} | dict(dataset=f"{kind}:{Path(os.path.abspath(as_path(where)))}" if where else kind) # found from any folder
+    settings = plain(dataclasses.asdict(config)) | dict(dataset=_from_anywhere(config.dataset))
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     with atomic_path(run_dir/"config.yaml") as p: p.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return run_dir
 
@@ -413,6 +438,43 @@ def read_config(
     settings = read_yaml(path, path)
     try: return TrainConfig(**settings)
     except TypeError as e: raise InputError(f"{path} is no configuration of this version: {str(e).splitlines()[0]}") from None
+
+# %% ../nbs/reid/16_training.ipynb #seen02
+def change_config(
+    run_dir, # folder of a run
+    **settings, # fields of `TrainConfig`
+):
+    "Write settings into a run's `config.yaml`."
+    file = Path(run_dir)/"config.yaml"
+    text = yaml.safe_dump(read_yaml(file, file) | plain(settings), sort_keys=False, allow_unicode=True)
+    with FolderLock(run_dir) if first_process() else nullcontext(): # every process writes the same before it reads
+        with atomic_path(file) as p: p.write_text(text, encoding="utf-8")
+
+def open_own(
+    config: TrainConfig, # of a run
+    **data, # options of `load_dataset` that differ from the run's
+) -> ReIDDataset:
+    "Open the dataset of a run."
+    try: return load_dataset(config.dataset, seed=config.seed, **(config.data | data))
+    except InputError as e:
+        kind, where = parse_spec(config.dataset)
+        way_out = f". If the run's dataset was moved, say where it lies now: --dataset {KINDS[kind]}"
+        raise InputError(f"{e}{way_out if where else ''}") from None
+
+def move_run(
+    run_dir, # folder of a run
+    spec: str, # where its dataset lies now
+):
+    "Tell a run where its dataset lies now. Raises `InputError` where it is another; warns where the run cannot know."
+    config, run_dir = read_config(run_dir), Path(run_dir)
+    (kind, _), (new, where) = parse_spec(config.dataset), parse_spec(spec)
+    if new != kind:
+        raise InputError(f"--dataset {spec}: {run_dir} was begun with {KINDS[kind]}, and this "
+                         "names a new place of the same data")
+    if not check_data(run_dir, load_dataset(spec, seed=config.seed, **config.data)):
+        warnings.warn(f"{run_dir} does not remember its images, as older versions and imported weights do not: "
+                      f"nothing can check that {spec} is the same data", SeenWarning, stacklevel=2)
+    change_config(run_dir, dataset=_from_anywhere(f"{kind}:{where}"))
 
 # %% ../nbs/reid/16_training.ipynb #c019
 def write_csv(
@@ -432,4 +494,6 @@ def load_run(
     best, weights = or_previous(lambda folder: (load_state(folder)["best"], load_weights(folder)), run_dir)
     model = build_model(dataclasses.replace(config, weights=None), len(weights["shared.v_classifier.weight"]))
     model.load_state_dict(weights)
-    return Embedder(model.to(device), config, device), best["feature"]
+    embed = Embedder(model.to(device), config, device)
+    embed.seen = recall(run_dir)
+    return embed, best["feature"]
