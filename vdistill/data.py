@@ -526,7 +526,7 @@ class PairsDataset(ReIDDataset):
         self.means = [torch.stack([patch.float().mean() for patch in patches]) for patches in self.patches]
         gallery = windows.identity[windows.split == "test"].nunique()
         protocol = Protocol(min(300, gallery) or None, shots=1, draws=3)
-        if isinstance(find, Boxes): notes = [*name_twins(find.table.identity, "identity"), *notes]
+        if not isinstance(find, Grid): notes = [*name_twins(find.table.identity, "identity"), *notes]
         self.scenes = [dict(zip(scenes.scene, scenes[m])) for m in MODALITIES]
         super().__init__(folder.resolve().name.lower(), find.image_size, self._records(windows), protocol, notes + lost)
 
