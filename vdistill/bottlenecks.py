@@ -188,6 +188,7 @@ class PairCritic(nn.Module):
         a: Tensor, # `(n, a_features)`
         b: Tensor, # `(n, b_features)`
     ) -> Tensor: # `(n, n)`
+        a, b = (x.to(self.out.weight.dtype) for x in (a, b)) # features of a network in bfloat16
         return self.out((self.a(a)[:, None] + self.b(b)[None]).relu()).squeeze(-1)
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c043
@@ -228,8 +229,9 @@ class EstimatedBottleneck(Regulariser):
 def symmetrised_kl(
     mean_1: Tensor, log_variance_1: Tensor, # `(B, D)`
     mean_2: Tensor, log_variance_2: Tensor, # `(B, D)`
-) -> Tensor: # `(B,)`, nats
+) -> Tensor: # `(B,)`, nats, float32 or better
     "½ (KL[N₁ ‖ N₂] + KL[N₂ ‖ N₁]) of two diagonal Gaussians."
+    mean_1, log_variance_1, mean_2, log_variance_2 = (x if x.dtype == torch.float64 else x.float() for x in (mean_1, log_variance_1, mean_2, log_variance_2))
     difference = (mean_1 - mean_2).square()
     ratio = (log_variance_1 - log_variance_2).cosh() - 1
     return 0.5 * (ratio + 0.5 * difference * ((-log_variance_1).exp() + (-log_variance_2).exp())).sum(1)

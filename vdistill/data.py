@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MARKS', 'SEPARATORS', 'MODALITY_WORDS', 'Protocol',
-           'DataWarning', 'ReIDDataset', 'read_image', 'complain', 'read_all', 'check_images', 'same_name', 'Names',
-           'as_path', 'find_pairs', 'read_pair', 'grey', 'grid_windows', 'textured', 'thumbnail', 'near_duplicates',
-           'block_splits', 'uniform', 'Jitter', 'view_parameters', 'cut', 'sample_views', 'Grid', 'image_shape',
-           'as_size', 'size_for', 'PairsDataset', 'codes', 'spellings', 'check_identities', 'disjoint', 'name_twins',
-           'read_text', 'read_rows', 'check_cells', 'read_table', 'read_boxes', 'Boxes', 'read_manifest',
+           'DataWarning', 'Record', 'ReIDDataset', 'read_image', 'complain', 'read_all', 'check_images', 'same_name',
+           'Names', 'as_path', 'find_pairs', 'read_pair', 'grey', 'grid_windows', 'textured', 'thumbnail',
+           'near_duplicates', 'block_splits', 'uniform', 'Jitter', 'view_parameters', 'cut', 'sample_views', 'Grid',
+           'image_shape', 'as_size', 'size_for', 'PairsDataset', 'codes', 'spellings', 'check_identities', 'disjoint',
+           'name_twins', 'read_text', 'read_rows', 'check_cells', 'read_table', 'read_boxes', 'Boxes', 'read_manifest',
            'exact_copies', 'copies', 'draw_validation', 'CSVDataset', 'as_spec', 'parse_spec', 'load_dataset']
 
 # %% ../nbs/reid/10_data.ipynb #c002
-import codecs, csv, difflib, functools, hashlib, inspect, io, os, re, reprlib, unicodedata, warnings
+import codecs, csv, difflib, functools, hashlib, inspect, io, operator, os, re, reprlib, sys, unicodedata, warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from numpy.typing import ArrayLike
 from .core import InputError, as_tensor, generator, plain
 
@@ -50,8 +51,16 @@ class Protocol:
 # %% ../nbs/reid/10_data.ipynb #c012
 class DataWarning(UserWarning): "A dataset was loaded, but not all of it or not quite as it lies there."
 
+# %% ../nbs/reid/10_data.ipynb #c012b
+class Record(NamedTuple):
+    "One image, and what is known of it."
+    pixels: torch.Tensor # `(3, H, W)`, uint8
+    identity: int
+    camera: int
+    modality: int # a position in `MODALITIES`
+
 # %% ../nbs/reid/10_data.ipynb #c013
-class ReIDDataset:
+class ReIDDataset(torch.utils.data.Dataset):
     "Records in a table; their pixels come on demand. Readers subclass it and write `images`."
     factors: pd.DataFrame|None = None # a data frame with a row a record where the true factors are known
     published: str|None = None # `sysu`, `regdb` or `llcm` where the dataset has a published protocol
@@ -68,6 +77,22 @@ class ReIDDataset:
         for note in self.notes: warnings.warn(f"{name}: {note}", DataWarning, stacklevel=4)
 
     def __len__(self): return len(self.records)
+
+    def __getitem__(self, index) -> Record:
+        "One record; a negative number counts from the end."
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self,
+        indices, # whole numbers, as a `DataLoader` asks for a batch
+    ) -> list: # of `Record`
+        "Several records, whose pixels are read in one go; the views are those of draw 0."
+        rows = np.array([self._row(index) for index in indices], dtype=np.int64)
+        known = self.records[["identity", "camera", "modality"]].to_numpy(np.int64)[rows]
+        return [Record(pixels, *row) for pixels, row in zip(self.images(rows), known.tolist())]
+
+    def _row(self, index):
+        if -len(self) <= (i := operator.index(index)) < len(self): return i % len(self)
+        raise IndexError(f"no record {i}: {self.name} has {len(self)}")
 
     def images(self,
         indices: ArrayLike, # rows of `records`
@@ -105,25 +130,67 @@ def read_image(
     path, # any format that pillow reads
     mode: str = "RGB", # or `L`, grey
 ) -> np.ndarray: # uint8, `(H, W, 3)` or `(H, W)`
-    "Decode one image; raises `InputError` that names the file. Grey of more than 8 bits is stretched from its minimum to its maximum; NaN becomes the minimum."
+    "Decode one image; raises `InputError` that names the file. More than 8 bits a channel are stretched between black and white, see below; NaN is black."
     try:
         if Path(path).stat().st_size == 0: raise InputError(f"{path}: empty file")
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened) # as every viewer shows it
-            if image.mode[0] in "IF": image = _stretch(image, path)
+            kind = _deep_colours(opened, path)
+            image = Image.fromarray(_stretch(_both_bytes(path, kind), path)) if kind else ImageOps.exif_transpose(opened) # as every viewer shows it
+            if image.mode[0] in "IF": image = Image.fromarray(_stretch(np.asarray(image), path))
             return np.asarray(image.convert(mode))
     except FileNotFoundError: raise InputError(f"{path}: missing") from None
     except InputError: raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise InputError(f"{path}: no image, or not all of it ({type(e).__name__})") from None
+        other = isinstance(e, UnidentifiedImageError) and _begins(path, b"II*\0", b"MM\0*")
+        raise InputError(f"{path}: no image, or not all of it{', or a TIFF of a kind that pillow does not read: save it as PNG'*other} ({type(e).__name__})") from None
 
 # %% ../nbs/reid/10_data.ipynb #c018
-def _stretch(image, path):
-    x = np.asarray(image).astype(np.float64)
-    if not (finite := x[np.isfinite(x)]).size: raise InputError(f"{path}: no pixel is a finite number; write the image again")
-    low, high = finite.min(), finite.max()
-    x = np.nan_to_num(x, nan=low, posinf=high, neginf=low)
-    return Image.fromarray(((x - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
+def _stretch(x, path): # to uint8, linearly from black to white
+    if not (finite := np.isfinite(x)).any(): raise InputError(f"{path}: no pixel is a finite number; write the image again")
+    low, high = _limits(x if finite.all() else np.where(finite, x, np.median(x[finite])))
+    x = np.nan_to_num(x.astype(np.float64), nan=low, posinf=high, neginf=low)
+    return (np.clip((x - low)/(high - low if high > low else 1), 0, 1)*255).round().astype(np.uint8)
+
+def _limits(x): # black and white: the lowest and highest value after a median of three down the columns, then along the rows
+    for _ in range(2):
+        a, b, c = x[:-2], x[1:-1], x[2:]
+        x = (np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c)) if len(x) >= 8 else x).swapaxes(0, 1)
+    return float(x.min()), float(x.max())
+
+# %% ../nbs/reid/10_data.ipynb #c018b
+def _begins(path, *magic): # whether the file begins with one of these four bytes
+    with open(path, "rb") as file: return file.read(4) in magic
+
+def _deep_colours(opened, path): # how the file holds colours of more than 8 bits, of which pillow keeps 8; "" where it holds none
+    if opened.mode[0] in "IF" or not getattr(opened, "tile", None): return ""
+    args, kind = opened.tile[0].args, opened.format
+    args = args if isinstance(args, tuple) else (args,)
+    if kind == "TIFF" and opened.tag_v2.get(284) == 2 and max(opened.tag_v2.get(258, (8,))) > 8: return "TIFF in planes" # 284: planar configuration, 258: bits
+    if kind == "PPM" and isinstance(args[-1], int) and args[-1] > 255: return kind
+    if kind == "SGI" and (opened.tile[0].codec_name == "SGI16" or args[-1] == 2): return kind # 2: bytes a channel
+    if kind == "JPEG2000" and _jpeg2000_bits(path) > 8: return kind
+    return args[0] if ";16" in str(args[0]) else ""
+
+def _jpeg2000_bits(path): # of the first channel
+    with open(path, "rb") as file: head = file.read(2**16)
+    at = head.find(b"\xffO\xffQ") + 42
+    return (head[at] & 127) + 1 if 42 <= at < len(head) else 8
+
+# %% ../nbs/reid/10_data.ipynb #c018c
+SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"} # the other order of two bytes
+
+def _both_bytes(path, kind): # the colours without alpha: `(H, W)` or `(H, W, 3)`, uint16
+    if kind == "LA;16B": # pillow can take the four bytes of a pixel for four channels
+        high, low, *_ = np.moveaxis(_decoded(path, "RGBA"), -1, 0)
+    elif kind[:-1] in ("RGB;16", "RGBA;16", "RGBX;16"): # it keeps the high byte; told the wrong order, the low one
+        high, low = (_decoded(path, order)[..., :3] for order in (kind, kind[:-1] + SWAPPED[kind[-1]]))
+    else: raise InputError(f"{path}: colours of more than 8 bits in a form of which pillow keeps 8 ({kind}); save it as PNG")
+    return high.astype(np.uint16) << 8 | low
+
+def _decoded(path, kind):
+    with Image.open(path) as opened:
+        opened.tile = [tile._replace(args=(kind, *tile.args[1:]) if isinstance(tile.args, tuple) else kind) for tile in opened.tile]
+        return np.asarray(ImageOps.exif_transpose(opened))
 
 # %% ../nbs/reid/10_data.ipynb #c019
 def _count(n, what): return f"{n} {what}" if n == 1 else f"{n} {what[:-1]}ies" if what[-1] == "y" else f"{n} {what}s"
@@ -467,7 +534,8 @@ def image_shape(
 ) -> tuple|None: # `(H, W)`, None where it cannot be read
     "The size in the header, without decoding."
     try:
-        with Image.open(path) as image: return image.size if image.getexif().get(274, 1) > 4 else image.size[::-1] # 274: orientation; above 4 it lies on its side
+        with Image.open(path) as image: # 274: orientation; above 4 it lies on its side, and pillow has turned the size of a TIFF itself
+            return image.size if image.getexif().get(274, 1) > 4 and image.format != "TIFF" else image.size[::-1]
     except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError): return None
 
 # %% ../nbs/reid/10_data.ipynb #c065
