@@ -192,7 +192,7 @@ class Names:
                 alike = self.alike(found, part)
                 same = [name for name in alike if same_name(name) == same_name(part)]
                 if len(same) > 1:
-                    raise InputError(f"{path}: there are {len(same)} of this name, with other forms of its accents; keep one")
+                    raise InputError(f"{path}: there are {len(same)} of this name, in other forms; keep one")
                 if not same:
                     return path, f"there is {str(found/alike[0])!r}, which differs in capitals" if alike else ""
                 part = same[0]
@@ -630,7 +630,7 @@ def read_rows(
     separator = max(SEPARATORS, key=lambda s: len(names & set(map(str.lower, _header(text, s)))))
     try: rows = list(_rows(text, separator))
     except csv.Error as e:
-        raise InputError(f"{path} is no CSV file: {e}; look for a quote that is never closed, or has more behind it") from None
+        raise InputError(f"{path} is no CSV file: {e}; look for a quote that is left open, or has more behind it") from None
     header, rows = rows[0][1] if rows else [], rows[1:]
     return header, rows, separator
 
@@ -788,7 +788,7 @@ def _listed_before(table, paths, split): # sentences on files that an earlier li
     real, first, faults = functools.cache(os.path.realpath), {}, []
     for line, cell, path, part in zip(table.line, table.path, paths, split):
         file = _file_number(path)
-        place = (real(path.parent), _fold(path.name) if file else path.name, file) # not where it leads: some keep links only
+        place = (real(path.parent), _fold(path.name) if file else path.name, file) # not where it leads
         before, name, its_part = first.get(place, first.get(file, (0, "", part)))
         if place in first:
             faults.append(f"line {line}: {cell} is listed before, in line {before}" + f" as {name}"*(name != cell))
