@@ -630,7 +630,7 @@ def read_rows(
     separator = max(SEPARATORS, key=lambda s: len(names & set(map(str.lower, _header(text, s)))))
     try: rows = list(_rows(text, separator))
     except csv.Error as e:
-        raise InputError(f"{path} is no CSV file: {e}; look for a quote that is left open, or has more behind it") from None
+        raise InputError(f"{path} is no CSV file: {e}; look for a quote left open, or with more behind it") from None
     header, rows = rows[0][1] if rows else [], rows[1:]
     return header, rows, separator
 
