@@ -242,3 +242,31 @@ def test_from_a_shell(tmp_path):
     for command in ([str(Path(sys.executable).parent/"vdistill")], [sys.executable, "-m", "vdistill"]):
         done = subprocess.run([*command, "train", "pairs:nowhere"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("environment", [dict(MPLBACKEND="module://backend_of_another_environment"), dict(MPLBACKEND="no-back-end"), dict(PYTHONIOENCODING="ascii"), dict(PYTHONIOENCODING="cp1252")], ids=lambda e: "=".join(*e.items()))
+def test_show_where_the_environment_names_what_is_not_there(trained, environment):
+    "A kernel's back end, a terminal without arrows: pictures and table are there."
+    folder, _ = trained
+    done = subprocess.run([sys.executable, "-m", "vdistill", "show", "a run"], cwd=folder, env=dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), **environment), capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0 and "headline feature" in done.stdout and "pictures: " in done.stdout and "Traceback" not in done.stderr, done.stderr[-2000:]
+
+@pytest.mark.parametrize("broken", ["report.write_pictures", "report.scores_table", "comparison.reference_scores"])
+def test_what_comes_after_a_training_cannot_fail_it(tmp_path, monkeypatch, broken):
+    import vdistill.comparison, vdistill.report
+    def fail(*args, **options): raise RuntimeError("no ink")
+    monkeypatch.setattr(f"vdistill.{broken}", fail)
+    done = call(tmp_path, "train", "synthetic", "--out", "run", *sets(*SMALL, *PEOPLE))
+    assert done.returncode == 0 and "no ink" in done.stderr and "vdistill show run" in done.stderr, done.stderr
+    assert {"full"} <= set(pd.read_csv(tmp_path/"run"/"results.csv").method)
+    monkeypatch.undo()
+    again = call(tmp_path, "show", "run")
+    assert again.returncode == 0 and "headline feature" in again.stdout and (tmp_path/"run"/"embedding.png").is_file()
+
+def test_hog_of_no_use_is_said(tmp_path, monkeypatch):
+    (tmp_path/"skimage").mkdir()
+    (tmp_path/"skimage"/"__init__.py").write_text("raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')")
+    for known in [m for m in sys.modules if m.partition(".")[0] == "skimage"]: monkeypatch.delitem(sys.modules, known)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = call(tmp_path, "train", "synthetic", "--out", "run", *sets(*SMALL, *PEOPLE))
+    assert done.returncode == 0 and "HOG was not measured: scikit-image is installed, but cannot be used here (ValueError: numpy.dtype size changed" in done.stdout, done.stderr
