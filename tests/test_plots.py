@@ -104,7 +104,8 @@ def spoilt(tmp_path, monkeypatch):
             (tmp_path/name).mkdir()
             (tmp_path/name/"__init__.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
-    return spoil
+    yield spoil
+    for name in [m for m, module in sys.modules.items() if str(tmp_path) in str(getattr(module, "__file__", ""))]: del sys.modules[name]
 
 
 def test_without_umap_it_is_pca_and_says_so(monkeypatch, recwarn):
