@@ -262,3 +262,31 @@ def test_columns_of_rows_that_are_longer_than_the_header(tmp_path):
     with pytest.raises(InputError, match="line 2 has 3 of 2 cells"): read_columns(tmp_path/"t.csv", "a", "b")
     (tmp_path/"t.csv").write_bytes("a,é\n1,2\n".encode("cp1252"))
     with pytest.raises(InputError, match="line 1 has the byte 0xE9.*cp1252"): read_columns(tmp_path/"t.csv", "a", "a")
+
+
+@pytest.mark.parametrize("environment", [dict(MPLBACKEND="module://backend_of_another_environment"), dict(MPLBACKEND="no-back-end"), dict(PYTHONIOENCODING="ascii"), dict(PYTHONIOENCODING="cp1252")], ids=lambda e: "=".join(*e.items()))
+def test_show_where_the_environment_names_what_is_not_there(trained, environment):
+    "A kernel's back end, a terminal without arrows: pictures and table are there."
+    folder, _ = trained
+    done = subprocess.run([sys.executable, "-m", "vdistill", "show", "a run"], cwd=folder, env=dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), **environment), capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0 and "headline feature" in done.stdout and "pictures: " in done.stdout and "Traceback" not in done.stderr, done.stderr[-2000:]
+
+@pytest.mark.parametrize("broken", ["report.write_pictures", "report.scores_table", "comparison.reference_scores"])
+def test_what_comes_after_a_training_cannot_fail_it(tmp_path, monkeypatch, broken):
+    import vdistill.comparison, vdistill.report
+    def fail(*args, **options): raise RuntimeError("no ink")
+    monkeypatch.setattr(f"vdistill.{broken}", fail)
+    done = call(tmp_path, "train", "synthetic", "--out", "run", *sets(*SMALL, *PEOPLE))
+    assert done.returncode == 0 and "no ink" in done.stderr and "vdistill show run" in done.stderr, done.stderr
+    assert {"full"} <= set(pd.read_csv(tmp_path/"run"/"results.csv").method)
+    monkeypatch.undo()
+    again = call(tmp_path, "show", "run")
+    assert again.returncode == 0 and "headline feature" in again.stdout and (tmp_path/"run"/"embedding.png").is_file()
+
+def test_hog_of_no_use_is_said(tmp_path, monkeypatch):
+    (tmp_path/"skimage").mkdir()
+    (tmp_path/"skimage"/"__init__.py").write_text("raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')")
+    for known in [m for m in sys.modules if m.partition(".")[0] == "skimage"]: monkeypatch.delitem(sys.modules, known)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = call(tmp_path, "train", "synthetic", "--out", "run", *sets(*SMALL, *PEOPLE))
+    assert done.returncode == 0 and "HOG was not measured: scikit-image is installed, but cannot be used here (ValueError: numpy.dtype size changed" in done.stdout, done.stderr

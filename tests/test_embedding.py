@@ -1,5 +1,5 @@
 "Images to features, files of features, and ONNX: what a reader of the chapter does not see."
-import builtins, json, logging, warnings
+import builtins, importlib.util, json, logging, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -48,11 +48,11 @@ def rows_of(paths): return np.array([int(Path(p).stem) for p in paths])
 
 def refuse(monkeypatch, *names):
     "As if these modules were not installed."
-    real = M.importlib.import_module
+    real = importlib.import_module
     def fake(name, *args):
-        if name.partition(".")[0] in names: raise ImportError(name)
+        if name.partition(".")[0] in names: raise ModuleNotFoundError(name, name=name)
         return real(name, *args)
-    monkeypatch.setattr(M.importlib, "import_module", fake)
+    monkeypatch.setattr(importlib, "import_module", fake)
 
 # which images
 
@@ -310,7 +310,7 @@ def test_the_made_up_images_alone_see_a_lost_constant(run, tmp_path, monkeypatch
 def test_export_of_what_cannot_be(run, tmp_path, monkeypatch):
     for args, word in (((tmp_path/"x.pt", "visible"), "ends in .onnx"), ((tmp_path/"x.onnx", None), "visible or infrared")):
         with pytest.raises(InputError, match=word): M.export_onnx(run, *args)
-    if all(map(M.importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+    if all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         with pytest.raises(InputError, match="no feature 'w'"): M.export_onnx(run, tmp_path/"x.onnx", "visible", "w")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         with monkeypatch.context() as m:

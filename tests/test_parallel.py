@@ -1,5 +1,5 @@
 "Two processes on one batch: the loss curve and gradients of one; one writer; and what happens when a process dies."
-import inspect, json, os, signal, socket, subprocess, sys, time
+import inspect, itertools, json, os, signal, socket, subprocess, sys, threading, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ import torch
 
 from vdistill.core import InputError
 from vdistill.data import load_dataset
-from vdistill.parallel import OwnRows, all_rows, check_share, gather_features, join_world, own_part, spread, world
+import vdistill.parallel as P
+from vdistill.parallel import OwnRows, all_rows, check_share, first_process, gather_features, join_world, launched, meet, own_device, own_part, spread, world
 from vdistill.training import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +95,13 @@ def test_the_command_under_torchrun(tmp_path):
     assert odd.returncode != 0 and "multiple of 2" in odd.stderr and not (tmp_path/"odd").exists()
 
 
+def test_a_run_with_a_number_alone_writes_and_speaks(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "vdistill", "train", "synthetic", "--out", "run", *SETS], env=ENV | dict(RANK="1"), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "headline feature" in done.stdout and (tmp_path/"run"/"results.csv").is_file(), done.stderr[-2000:]
+    half = subprocess.run([sys.executable, "-m", "vdistill", "train", "synthetic", "--out", "half", *SETS], env=ENV | dict(WORLD_SIZE="4"), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert half.returncode == 2 and half.stderr.startswith("error: WORLD_SIZE=4") and half.stderr.count("\n") == 1 and not (tmp_path/"half").exists()
+
+
 def test_a_lost_process_ends_the_others(tmp_path):
     "kill -9 of one: all end by themselves, and the run goes on."
     long = [*SETS, "--set", "epochs=2000"]
@@ -117,7 +125,84 @@ def test_a_process_that_waits_in_vain_says_so(tmp_path):
     with socket.socket() as free: free.bind(("localhost", 0)); port = free.getsockname()[1]
     alone = ENV | dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
     done = subprocess.run([sys.executable, "-c", code], env=alone, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0 and done.stdout.startswith("process 0 of 2 has not met the others within 1 s"), done.stderr[-2000:]
+    assert done.returncode == 0 and done.stdout.startswith("process 0 of 2 has not met the others within 1 s: process 1 of 2 did not come"), done.stderr[-2000:]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    "The variables of a launcher that keeps the store itself, as torchrun does; and the threads of this process as processes."
+    with socket.socket() as free: free.bind(("localhost", 0)); port = free.getsockname()[1]
+    monkeypatch.setattr(P, "_meetings", itertools.repeat(0))
+    for name, value in dict(MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True").items(): monkeypatch.setenv(name, value)
+    return lambda: torch.distributed.TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+
+
+def meeting(ranks, size, seconds, first=1e9):
+    "What each of these says, and the warnings of all."
+    said, told = {}, []
+    def come(rank):
+        try: said[rank] = meet(rank, size, seconds, first)
+        except InputError as e: said[rank] = str(e)
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in ranks]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for thread in threads: thread.start()
+        for thread in threads: thread.join(300)
+    return said, [str(w.message) for w in told]
+
+
+def test_who_does_not_come_is_named_while_the_others_wait(store):
+    kept = store()
+    said, told = meeting([1, 3], 4, 8, .5)
+    assert all(f"process {rank} of 4 has not met the others within 8 s: processes 0, 2 of 4 did not come to localhost:" in said[rank] for rank in (1, 3)), said
+    assert any("waiting for processes 0, 2 of 4 at localhost:" in words for words in told), told
+    del kept
+
+
+def test_no_store_is_process_0_that_does_not_come(store):
+    said, told = meeting([1], 2, 1, .2)
+    assert "process 0 of 2 did not come to localhost:" in said[1] and "waiting for process 0 of 2" in told[0]
+
+
+def test_all_meet_and_two_of_one_number_do_not(store):
+    kept = store()
+    said, told = meeting([2, 0, 1], 3, 300)
+    assert all(isinstance(s, torch.distributed.Store) for s in said.values()) and len(said) == 3 and not told
+    said, _ = meeting([1], 3, 300)
+    assert "two processes say that they are number 1" in said[1]
+    del kept
+
+
+WHOLE = dict(WORLD_SIZE="4", RANK="3", LOCAL_RANK="1", MASTER_ADDR="localhost", MASTER_PORT="29500")
+
+@pytest.mark.parametrize("change, words", [
+    (dict(RANK=None, MASTER_ADDR=None, MASTER_PORT=None, LOCAL_RANK=None), ["one of 4 processes", "RANK, MASTER_ADDR, MASTER_PORT are not set", "torchrun"]), (dict(RANK=None), ["RANK is not set"]), (dict(MASTER_PORT=" "), ["MASTER_PORT is not set"]),
+    (dict(WORLD_SIZE=""), ["WORLD_SIZE= ", "unset WORLD_SIZE"]), (dict(WORLD_SIZE="four"), ["WORLD_SIZE=four"]), (dict(WORLD_SIZE="0"), ["WORLD_SIZE=0", "from 1 on"]), (dict(WORLD_SIZE="²"), ["WORLD_SIZE=²"]),
+    (dict(RANK="4"), ["RANK=4", "0 to 3"]), (dict(RANK="-1"), ["RANK=-1"]), (dict(MASTER_PORT="http"), ["MASTER_PORT=http"]), (dict(MASTER_PORT="65536"), ["1 to 65535"])])
+def test_half_of_what_a_launcher_sets_is_said(monkeypatch, change, words):
+    for name, value in (WHOLE | change).items(): monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    for call in (launched, first_process, lambda: join_world(torch.device("cpu")), lambda: own_device(torch.device("cuda"))):
+        with pytest.raises(InputError) as error: call()
+        assert all(w in str(error.value) for w in words), error.value
+
+
+@pytest.mark.parametrize("said", [dict(), dict(RANK="1"), dict(RANK="x", LOCAL_RANK="3"), dict(RANK="1", WORLD_SIZE="1"), dict(MASTER_ADDR="nowhere", MASTER_PORT="x")])
+def test_a_number_without_a_world_is_one_process(monkeypatch, said):
+    for name in WHOLE: monkeypatch.delenv(name, raising=False)
+    for name, value in said.items(): monkeypatch.setenv(name, value)
+    assert launched() == (0, 1) and first_process() and own_device(torch.device("cuda")) == torch.device("cuda")
+    join_world(torch.device("cpu"))
+    assert world() == (0, 1)
+
+
+@pytest.mark.parametrize("local, gpus, right", [("1", 2, "cuda:1"), (None, 1, "cuda"), (None, 2, "LOCAL_RANK is not set"), ("2", 2, "GPUs that this process sees: 2"), ("a", 2, "LOCAL_RANK=a"), ("0", 0, "cuda:0")])
+def test_the_gpu_of_a_process(monkeypatch, local, gpus, right):
+    for name, value in (WHOLE | dict(LOCAL_RANK=local)).items(): monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if right.startswith("cuda"): assert str(own_device(torch.device("cuda"))) == right
+    else:
+        with pytest.raises(InputError, match=right): own_device(torch.device("cuda"))
+    assert str(own_device(torch.device("cuda:3"))) == "cuda:3" and str(own_device(torch.device("cpu"))) == "cpu"
 
 
 def test_alone_nothing_is_shared():

@@ -1,8 +1,8 @@
 "What was drawn is what was given; inputs stay as they were; empty input is one clear sentence."
-import builtins
-import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -17,6 +17,9 @@ from matplotlib.colors import to_rgb
 from vdistill import plots
 from vdistill.core import InputError
 from vdistill.evaluation import retrieval_scores
+
+
+ROOT = str(Path(__file__).resolve().parents[1])
 
 
 @pytest.fixture(autouse=True)
@@ -92,19 +95,69 @@ def test_pca_is_the_largest_spread_of_the_directions():
     np.testing.assert_allclose(points, plots.embed_2d(5*x.numpy(), method="pca")[0], atol=1e-4)   # length does not count
 
 
-def test_without_umap_it_is_pca_and_says_so(monkeypatch):
-    there = importlib.util.find_spec
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name, *a: None if name in ("umap", "seaborn") else there(name, *a))
-    real = builtins.__import__
-    def no_umap(name, *args, **kwargs):
-        if name.split(".")[0] in ("umap", "seaborn"): raise ImportError(name)
-        return real(name, *args, **kwargs)
-    monkeypatch.setattr(builtins, "__import__", no_umap)
+@pytest.fixture
+def spoilt(tmp_path, monkeypatch):
+    "Packages that are installed and fail: at their import, or later."
+    def spoil(**sources):
+        for name, source in sources.items():
+            for known in [m for m in sys.modules if m.partition(".")[0] == name]: monkeypatch.delitem(sys.modules, known)
+            (tmp_path/name).mkdir()
+            (tmp_path/name/"__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+    yield spoil
+    for name in [m for m, module in sys.modules.items() if str(tmp_path) in str(getattr(module, "__file__", ""))]: del sys.modules[name]
+
+
+def test_without_umap_it_is_pca_and_says_so(monkeypatch, recwarn):
+    for name in ("umap", "seaborn"): monkeypatch.setitem(sys.modules, name, None)
     points, name = plots.embed_2d(features())
     assert name.startswith("PCA") and "pip install vdistill[plots]" in name
     np.testing.assert_array_equal(points, plots.embed_2d(features(), method="pca")[0])
-    with pytest.raises(InputError, match="needs umap-learn"): plots.embed_2d(features(), method="umap")
+    with pytest.raises(InputError, match="needs umap-learn, which is not installed"): plots.embed_2d(features(), method="umap")
     drawn(plots.plot_embedding(points, np.arange(40) % 2, np.arange(40) // 4, method=name))   # nor seaborn
+    assert not recwarn
+
+
+NO_CACHE = "raise RuntimeError('cannot cache function: no locator available for file')"
+
+@pytest.mark.parametrize("source, why", [(NO_CACHE, "is installed, but cannot be used here .RuntimeError: cannot cache function: no locator"), ("import nothing_of_this_name", "is installed, but"),
+    ("raise ImportError('Numba needs NumPy 2.1 or less')", "is installed, but"), ("", "has failed .AttributeError"), ("def UMAP(**options): raise OSError('No space left on device')", "has failed .OSError: No space")])
+def test_umap_that_is_there_and_of_no_use_counts_as_absent(spoilt, source, why):
+    spoilt(umap=source)
+    with pytest.warns(UserWarning, match=f"umap-learn {why}"): points, name = plots.embed_2d(features())
+    assert name == "PCA (UMAP cannot be used here)"
+    np.testing.assert_array_equal(points, plots.embed_2d(features(), method="pca")[0])
+    with pytest.raises(InputError, match=why): plots.embed_2d(features(), method="umap")
+
+
+@pytest.mark.parametrize("source, why", [(NO_CACHE, "cannot be used here"), ("def kdeplot(**options): raise TypeError('no such option')", "has failed .TypeError")])
+def test_a_map_without_contours_where_seaborn_is_of_no_use(spoilt, source, why):
+    spoilt(seaborn=source)
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    with pytest.warns(UserWarning, match=f"seaborn .*{why}.*no contours"): drawn(plots.plot_embedding(points, np.arange(40) % 2))
+
+
+@pytest.mark.parametrize("backend", ["module://backend_of_another_environment", "webagg", "qtagg"])
+def test_figures_for_files_whatever_the_back_end(tmp_path, backend):
+    "A kernel hands its own on, to a program whose environment has none of it."
+    block = "import sys\nfor name in ('PyQt6', 'PySide6', 'PyQt5', 'PySide2', 'gi', 'tornado', 'tkinter', '_tkinter'): sys.modules[name] = None\n"
+    code = block + """
+import numpy as np, matplotlib.pyplot as plt
+from vdistill.plots import plot_cmc, plot_embedding
+from vdistill.report import save_figure
+for figure in (plot_cmc({"z": [.5, 1.]}).figure, plot_embedding(np.random.rand(4, 2), [0, 1, 0, 1])): save_figure(figure, sys.argv[1] + "/x.png")
+print(plt.get_backend().lower())
+"""
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code, str(tmp_path)], env=dict(os.environ, MPLBACKEND=backend, PYTHONPATH=ROOT), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "agg" and (tmp_path/"x.png").read_bytes()[:4] == b"\x89PNG", done.stderr[-2000:]
+    assert done.stderr.count("figures go into files only") == 1 or backend == "qtagg" # without a display matplotlib itself takes Agg for that one
+
+
+def test_a_back_end_that_works_stays():
+    "An error of another kind is not the back end's."
+    with pytest.raises(ValueError): plots.new_axes(0)
+    fig, _ = plots.new_axes(1, 2)
+    assert fig in map(plt.figure, plt.get_fignums()) and plt.get_backend().lower() == "agg"
 
 
 def test_umap_repeats_with_its_seed():

@@ -21,7 +21,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 from .cache import PixelCache, cache_faults, cache_folder, pixel_file, read_pixels
 from .core import InputError, generator
-from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _capitals, _count, _fold, _nearly, _some, _twins, as_path, as_size, check_images, copies, draw_validation, exact_copies, find_pairs, load_dataset, parse_spec, read_manifest, read_text
+from .data import ENDINGS, MODALITIES, SPLITS, ReIDDataset, _capitals, _count, _fold, _nearly, _some, _twins
+from .data import as_path, as_size, check_images, copies, draw_validation, exact_copies, find_pairs, load_dataset
+from .data import parse_spec, read_manifest, read_text
 
 # %% ../nbs/reid/10b_archives.ipynb #c008
 def read_ids(
@@ -371,7 +373,8 @@ def look_folder(
 ) -> Check:
     "Whether it is there at all, or one folder further down."
     folder, roots = as_path(folder), ROOTS[kind]
-    if not os.path.isdir(folder): return Check("folder", False, f"no folder {str(folder)!r}{_nearly(folder)}", "", ASK[kind])
+    if not os.path.isdir(folder):
+        return Check("folder", False, f"no folder {str(folder)!r}{_nearly(folder)}", "", ASK[kind])
     if any((folder/root).is_dir() for root in roots): return Check("folder", True, str(folder))
     below = [inner for inner in sorted(folder.iterdir()) if any((inner/root).is_dir() for root in roots)]
     found = ", ".join(sorted(os.listdir(folder))[:10]) or "nothing"
@@ -695,13 +698,16 @@ def _examine_pairs(kind, where):
     try: scenes = find_pairs(where)
     except InputError as e: return [], [Check("folder", False, str(e))]
     alone = [row.visible or row.infrared for row in scenes.itertuples() if row.visible is None or row.infrared is None]
-    checks = [Check("scenes", True, f"{len(scenes):,}"), fault_check("pairs", alone, "single image", "Add the other image of the pair, or remove this one" + _capitals(scenes), "all are complete")]
+    advice = "Add the other image of the pair, or remove this one" + _capitals(scenes)
+    checks = [Check("scenes", True, f"{len(scenes):,}"),
+              fault_check("pairs", alone, "single image", advice, "all are complete")]
     paths = [path for m in MODALITIES for path in scenes[m] if path is not None]
     twice = ["/".join(paths[at].parts[-2:]) for group in exact_copies(paths) for at in group[1:]]
     return paths, [*checks, _note_copies(twice), *_opens(f"pairs:{where}")]
 
 def _note_copies(twice): # of lines or files
-    return Check("exact copies", None if twice else True, f"{len(twice):,}" + (f": {_some(twice)}" if twice else ""), "", "Two names for one image: is each what its name says?")
+    found = f"{len(twice):,}" + (f": {_some(twice)}" if twice else "")
+    return Check("exact copies", None if twice else True, found, "", "Two names for one image: is each what it says?")
 
 def _examine_csv(kind, where):
     try: table = read_manifest(where)
@@ -715,7 +721,8 @@ def _examine_csv(kind, where):
 
 def _check_copies(table):
     apart, within = copies(table)
-    return [fault_check("copies between splits", apart, "image", "Leave each in one split: what was trained on cannot be tested on"), _note_copies(within)]
+    advice = "Leave each in one split: what was trained on cannot be tested on"
+    return [fault_check("copies between splits", apart, "image", advice), _note_copies(within)]
 
 def _check_split(part, split): # has it the people that `train` asks for?
     seen = part.groupby("identity").modality.nunique()

@@ -455,7 +455,7 @@ def read_columns(
     return tuple(table[some] for some in names)
 
 # %% ../nbs/cli/30_cli.ipynb #rows01
-def _read_numbers(file, wanted): # a table whose columns are numbers where pandas takes them for numbers; with semicolons or tabs, 1,5 is one as well
+def _read_numbers(file, wanted): # a table as pandas understands it; between semicolons or tabs, 1,5 is a number as well
     import csv, io
     import pandas as pd
     from vdistill.data import as_path, check_cells, read_rows
@@ -466,7 +466,8 @@ def _read_numbers(file, wanted): # a table whose columns are numbers where panda
     csv.writer(text := io.StringIO()).writerows([header, *(row for _, row in rows)])
     text.seek(0)
     try: table = pd.read_csv(text)
-    except (ValueError, pd.errors.ParserError) as e: raise InputError(f"{file} is not a CSV: {str(e).splitlines()[0]}") from None
+    except (ValueError, pd.errors.ParserError) as e:
+        raise InputError(f"{file} is not a CSV: {str(e).splitlines()[0]}") from None
     for name in {*wanted} & {*table} if separator != "," else ():
         numbers = pd.to_numeric(table[name].astype(str).str.replace(",", "."), errors="coerce")
         if not pd.api.types.is_numeric_dtype(table[name]) and numbers.notna().all(): table[name] = numbers

@@ -263,7 +263,7 @@ class Names:
     def find(self,
         path, # as somebody wrote it
     ) -> tuple[Path, str]: # as it lies there; and where there is nothing, what differs from it in capitals
-        "Look a path up, folder by folder; raises `InputError` where both forms of a name are there, and neither is the one that was written."
+        "Look a path up, folder by folder; raises `InputError` where there are several forms, and none is as written."
         path = Path(path)
         if os.path.lexists(path): return path, ""
         found = Path(path.anchor)
@@ -271,8 +271,10 @@ class Names:
             if not os.path.lexists(found/part):
                 alike = self.alike(found, part)
                 same = [name for name in alike if same_name(name) == same_name(part)]
-                if len(same) > 1: raise InputError(f"{path}: there are {len(same)} of this name, which write its accents in different ways; keep one")
-                if not same: return path, f"there is {str(found/alike[0])!r}, which differs in capitals" if alike else ""
+                if len(same) > 1:
+                    raise InputError(f"{path}: there are {len(same)} of this name, in other forms; keep one")
+                if not same:
+                    return path, f"there is {str(found/alike[0])!r}, which differs in capitals" if alike else ""
                 part = same[0]
             found /= part
         return found, ""
@@ -314,8 +316,9 @@ def find_pairs(
 def _by_stem(folder):
     paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS and not p.name.startswith(".")]
     found = {same_name(p.stem): p for p in paths}
-    complain([p.name for p in paths if found[same_name(p.stem)] != p], "image with a namesake",
-             "Names count without their ending, and however their accents are written: keep one of each", f"in {folder}")
+    twins = [p.name for p in paths if found[same_name(p.stem)] != p]
+    rule = "Names count without their ending, and however their accents are written: keep one of each"
+    complain(twins, "image with a namesake", rule, f"in {folder}")
     return found
 
 def _capitals(scenes): # to be added to the news that images have no twin
@@ -680,16 +683,18 @@ def name_twins(
 ) -> list: # a sentence, or nothing
     "Say which names are nearly the same, as P1 and p1 are, or 7 and 7.0: each counts as somebody else."
     groups = spellings(names, _plain)
-    note = f"{_count(len(groups), what)} written in several ways, each of which counts as another: {_some(groups)}. Write them alike where they are one"
-    return [note]*bool(groups)
+    note = f"{_count(len(groups), what)} written in several ways, each of which counts as another: {_some(groups)}"
+    return [f"{note}. Write them alike where they are one"]*bool(groups)
 
 def _plain(name): # without capitals, blanks, characters that cannot be seen, and zeros before and behind a number
-    kept = (c for c in unicodedata.normalize("NFKC", name).casefold() if not c.isspace() and unicodedata.category(c) != "Cf")
-    whole, _, rest = (text := "".join(kept)).partition(".")
+    letters = unicodedata.normalize("NFKC", name).casefold()
+    text = "".join(c for c in letters if not c.isspace() and unicodedata.category(c) != "Cf")
+    whole, _, rest = text.partition(".")
     return whole.lstrip("0") if whole.isdecimal() and not rest.strip("0") else text
 
 # %% ../nbs/reid/10_data.ipynb #c087
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", # in this order:
+         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"} # the mark of UTF-32 begins like that of UTF-16
 SEPARATORS = ",;\t"
 
 def read_text(
@@ -702,7 +707,9 @@ def read_text(
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding.startswith("utf-8"): _refuse_nul(path, data, b"\0")
     try: text = data.decode(encoding)
-    except UnicodeDecodeError as e: raise InputError(f"{path} is not {encoding.removesuffix('-sig').upper()} text: {_odd_byte(data, e.start)}. Save it in UTF-8; spreadsheets call that CSV UTF-8") from None
+    except UnicodeDecodeError as e:
+        what = f"{path} is not {encoding.removesuffix('-sig').upper()} text: {_odd_byte(data, e.start)}"
+        raise InputError(f"{what}. Save it in UTF-8; spreadsheets call that CSV UTF-8") from None
     _refuse_nul(path, text, "\0")
     return text
 
@@ -714,7 +721,8 @@ def read_rows(
     text, names = read_text(path), {name.lower() for name in wanted}
     separator = max(SEPARATORS, key=lambda s: len(names & set(map(str.lower, _header(text, s)))))
     try: rows = list(_rows(text, separator))
-    except csv.Error as e: raise InputError(f"{path} is not a CSV file: {e}; look for a quote that is never closed, or has more behind it") from None
+    except csv.Error as e:
+        raise InputError(f"{path} is no CSV file: {e}; look for a quote left open, or with more behind it") from None
     header, rows = rows[0][1] if rows else [], rows[1:]
     return header, rows, separator
 
@@ -732,11 +740,15 @@ def read_table(
 ) -> pd.DataFrame: # strings, columns in lower case, and `line`, the line in the file
     "Read a CSV file and complain about all lines that are not right."
     path = as_path(path)
-    if not os.path.isfile(path): raise InputError(f"no file {str(path)!r}{_nearly(path)}. It should be a CSV file with the columns {', '.join(required)}")
+    if not os.path.isfile(path):
+        columns = ", ".join(required)
+        raise InputError(f"no file {str(path)!r}{_nearly(path)}. It should be a CSV file with the columns {columns}")
     header, rows, _ = read_rows(path, required)
     header = [name.lower() for name in header]
     absent = [name for name in required if name not in header]
-    if absent: raise InputError(f"{path} has no column {', '.join(absent)}; found: {', '.join(header) or 'nothing'}. Name the columns in the first line, separated by commas, semicolons or tabs")
+    if absent:
+        what = f"{path} has no column {', '.join(absent)}; found: {', '.join(header) or 'nothing'}"
+        raise InputError(f"{what}. Name the columns in the first line, separated by commas, semicolons or tabs")
     complain(sorted({name for name in header if name and header.count(name) > 1}), "column", "Keep one of each", f"named twice in {path}")
     if not rows: raise InputError(f"{path} has a header and no rows; add a line for each image or box")
     check_cells(header, rows, path)
@@ -752,7 +764,8 @@ def _rows(text, separator): # (line on which it begins, cells) of every row that
         try: cells = [cell.strip() for cell in next(reader)]
         except StopIteration: return
         except csv.Error as e: raise csv.Error(f"line {line}, {e}") from None
-        if any(cells) and not (line == 1 and cells[0].startswith("sep=")): yield line, cells # a spreadsheet's note to itself
+        note = line == 1 and cells and cells[0].startswith("sep=") # of a spreadsheet to itself
+        if any(cells) and not note: yield line, cells
 
 def _header(text, separator):
     try: return next(_rows(text, separator), (1, []))[1]
@@ -766,11 +779,13 @@ def _refuse_nul(path, text, nul):
     at = text.find(nul)
     if at < 0: return
     where = _line_of(text[:at] if isinstance(text, bytes) else text[:at].encode(), None)
-    raise InputError(f"{path}: {where} holds a NUL character, as damaged files do, and UTF-16 without a byte order mark; save it in UTF-8")
+    why = "as damaged files do, and UTF-16 without a byte order mark"
+    raise InputError(f"{path}: {where} holds a NUL character, {why}; save it in UTF-8")
 
 def _odd_byte(data, at): # what would it be on Windows in western Europe?
     letter = data[at:at + 1].decode("cp1252", "ignore")
-    return f"{_line_of(data, at)} has the byte 0x{data[at]:02X}" + (f", which is {letter} in cp1252, an encoding of Windows" if letter else "")
+    what = f", which is {letter} in cp1252, an encoding of Windows" if letter else ""
+    return f"{_line_of(data, at)} has the byte 0x{data[at]:02X}{what}"
 
 # %% ../nbs/reid/10_data.ipynb #c089
 def read_boxes(
@@ -782,12 +797,14 @@ def read_boxes(
     numbers = table[["y", "x", "h", "w"]].apply(pd.to_numeric, errors="coerce").astype(float).round()
     bad = ~(numbers.abs() < 1e9).all(axis=1) | (numbers.h < 2) | (numbers.w < 2)
     known, capitals = {same_name(scene): scene for scene in scenes}, {_fold(scene): scene for scene in scenes}
-    table["scene"] = [known.get(same_name(name)) or same_name(Path(name.replace("\\", "/")).stem) for name in table.name]
+    stem = lambda name: same_name(Path(name.replace("\\", "/")).stem)
+    table["scene"] = [known.get(same_name(name)) or stem(name) for name in table.name]
     table["identity"] = table.identity.map(same_name)
     faults = [f"line {n}: x, y, w, h must be numbers with a decimal point, w and h at least 2" for n in table.line[bad]]
     for n, name, scene in table[["line", "name", "scene"]].itertuples(index=False):
         near = capitals.get(_fold(scene))
-        if scene not in known: faults.append(f"line {n}: no scene {name!r}" + (f"; there is {near}, which differs in capitals" if near else ""))
+        remark = f"; there is {near}, which differs in capitals" if near else ""
+        if scene not in known: faults.append(f"line {n}: no scene {name!r}{remark}")
     complain(faults, "bad line", "Correct these lines", f"in {path}")
     table["scene"] = table.scene.map(known)
     check_identities(table, path)
@@ -823,7 +840,7 @@ MODALITY_WORDS = {"visible": 0, "vis": 0, "v": 0, "rgb": 0, "color": 0, "0": 0,
 # %% ../nbs/reid/10_data.ipynb #c097
 def read_manifest(
     path, # CSV file: path, identity, modality, split, and camera if known
-) -> pd.DataFrame: # path (absolute or relative to here), identity, camera, modality, split, line, identity_name, and camera_name if known
+) -> pd.DataFrame: # path (absolute or relative to here), identity, camera, modality, split, line, and names as written
     "Read and check a manifest; the images are not opened."
     table = read_table(path, ["path", "identity", "modality", "split"])
     modality = table.modality.str.lower().map(MODALITY_WORDS)
@@ -839,7 +856,8 @@ def read_manifest(
     torn = split.groupby(table.identity).nunique()
     complain(torn.index[torn > 1].to_list(), "identity", "Give each identity one split", f"in more than one split of {path}")
     camera = codes(names["camera_name"]) if "camera" in table else modality
-    return table.assign(path=paths, **names, identity=codes(table.identity), camera=camera, modality=modality.astype(int), split=split)
+    numbers = dict(identity=codes(table.identity), camera=camera, modality=modality.astype(int))
+    return table.assign(path=paths, **names, **numbers, split=split)
 
 # %% ../nbs/reid/10_data.ipynb #names05
 def _look_up(table, folder): # the paths of a manifest as they lie there, and sentences on those that are nearly there
@@ -854,17 +872,20 @@ def _look_up(table, folder): # the paths of a manifest as they lie there, and se
 def _find_listed(names, folder, cell):
     path, remark = names.find(folder/cell)
     if os.name == "nt" or os.path.lexists(path): return path, remark
-    if re.match(r"[A-Za-z]:[\\/]|\\\\", cell): return path, "a place on a disk of Windows, which is not here; write paths relative to the manifest"
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", cell):
+        return path, "a place on a disk of Windows, which is not here; write paths relative to the manifest"
     return names.find(folder/cell.replace("\\", "/")) if "\\" in cell else (path, remark)
 
 def _listed_before(table, paths, split): # sentences on files that an earlier line names, perhaps by another name
     real, first, faults = functools.cache(os.path.realpath), {}, []
     for line, cell, path, part in zip(table.line, table.path, paths, split):
         file = _file_number(path)
-        place = (real(path.parent), _fold(path.name) if file else path.name, file) # not where a link leads, for stores of links are common
+        place = (real(path.parent), _fold(path.name) if file else path.name, file) # not where it leads
         before, name, its_part = first.get(place, first.get(file, (0, "", part)))
-        if place in first: faults.append(f"line {line}: {cell} is listed before, in line {before}" + f" as {name}"*(name != cell))
-        elif part != its_part: faults.append(f"line {line}: {cell} in {part} is the file of line {before}, {name} in {its_part}")
+        if place in first:
+            faults.append(f"line {line}: {cell} is listed before, in line {before}" + f" as {name}"*(name != cell))
+        elif part != its_part:
+            faults.append(f"line {line}: {cell} in {part} is the file of line {before}, {name} in {its_part}")
         for key in (place, file): first.setdefault(key, (line, cell, part))
         first.pop(None, None)
     return faults
@@ -880,7 +901,8 @@ def exact_copies(
 ) -> list: # of lists of positions in `paths`, at least two each
     "Which files hold the same bytes. Only those of equal size are read."
     paths = list(paths)
-    alike = [at for group in _together(range(len(paths)), lambda at: _bytes_in(paths[at])).values() if len(group) > 1 for at in group]
+    sizes = _together(range(len(paths)), lambda at: _bytes_in(paths[at]))
+    alike = [at for group in sizes.values() if len(group) > 1 for at in group]
     with ThreadPoolExecutor(4) as pool: hashes = dict(zip(alike, pool.map(lambda at: _hash_of(paths[at]), alike)))
     return [group for key, group in _together(sorted(hashes), hashes.get).items() if key and len(group) > 1]
 
@@ -890,7 +912,8 @@ def copies(
     "Which lines of a manifest show the same image."
     said = lambda row: f"line {row.line} ({row.path.name}, {row.split})"
     groups = [table.iloc[group] for group in exact_copies(table.path)]
-    return tuple([_some([*map(said, g.itertuples())], 5) for g in groups if (g.split.nunique() > 1) == apart] for apart in (True, False))
+    told = lambda apart: [_some([*map(said, g.itertuples())], 5) for g in groups if (g.split.nunique() > 1) == apart]
+    return told(True), told(False)
 
 # %% ../nbs/reid/10_data.ipynb #copies2
 def _bytes_in(path): # None where there are none
@@ -934,7 +957,8 @@ class CSVDataset(ReIDDataset):
         if need > max_gigabytes: raise InputError(f"{len(table)} images of {size[0]}x{size[1]} take {need:.3g} GB, more than max_gigabytes={max_gigabytes:g}; pass a smaller image_size or a larger max_gigabytes")
         pixels, faults = read_all(lambda path: _resized(read_image(path), size), table.path)
         complain(faults, "unusable image", "Repair these files or take their lines out", f"in {file}")
-        complain(copies(listed)[0], "image", "Leave each in one: what was trained on cannot be tested on", f"in several splits of {file}")
+        advice = "Leave each in one: what was trained on cannot be tested on"
+        complain(copies(listed)[0], "image", advice, f"in several splits of {file}")
         self.pixels = torch.from_numpy(np.stack(pixels))
         columns = ["identity", "camera", "modality", "split", "path", "identity_name"]
         super().__init__(Path(file).stem, size, table[columns], Protocol(), _twins(table) + _one_sided(table))
@@ -952,7 +976,8 @@ def _resized(image, size):
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 def _twins(table): # of what counts as different
-    return [note for c in ("identity", "camera") if f"{c}_name" in table for note in name_twins(table.drop_duplicates(c)[f"{c}_name"], c)]
+    named = [c for c in ("identity", "camera") if f"{c}_name" in table]
+    return [note for c in named for note in name_twins(table.drop_duplicates(c)[f"{c}_name"], c)]
 
 def _one_sided(table):
     seen = table.groupby("identity_name", sort=False).modality.nunique()
