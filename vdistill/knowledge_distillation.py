@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .bounds import BoundWarning, alpha_floor, cpc, ml_cpc
-from .core import InputError, generator
+from .core import InputError, as_label_array, as_labels, as_tensor, as_tensors, generator
 from .distillation import vsd_loss
 from .information import kl_divergence
 
@@ -30,6 +30,7 @@ def kd_loss(
     temperature: float = 4.,
 ) -> Tensor: # nats, times T²
     "T² KL of softened predictions (Hinton et al., 2015)."
+    teacher_logits, student_logits = as_tensors(teacher_logits, student_logits, name="logits")
     return temperature**2*kl_divergence(teacher_logits.detach(), student_logits, temperature)
 
 class KD(nn.Module):
