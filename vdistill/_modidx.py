@@ -104,6 +104,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vdistill.audit._factor_bars': ('looking/audit.html#_factor_bars', 'vdistill/audit.py'),
                                 'vdistill.audit._group_means': ('looking/audit.html#_group_means', 'vdistill/audit.py'),
                                 'vdistill.audit._identity_cells': ('looking/audit.html#_identity_cells', 'vdistill/audit.py'),
+                                'vdistill.audit._in_this_order': ('looking/audit.html#_in_this_order', 'vdistill/audit.py'),
                                 'vdistill.audit._inner': ('looking/audit.html#_inner', 'vdistill/audit.py'),
                                 'vdistill.audit._linear': ('looking/audit.html#_linear', 'vdistill/audit.py'),
                                 'vdistill.audit._log_softmax': ('looking/audit.html#_log_softmax', 'vdistill/audit.py'),
