@@ -31,20 +31,20 @@ NUMBERS = {"big-endian": lambda x: x.astype(">f4"), "big-endian, double": lambda
 TAKES_NUMBERS = { # name -> function of a converter
     "kl_divergence": lambda f: information.kl_divergence(f(X), f(Y)), "js_divergence": lambda f: information.js_divergence(f(X), f(Y)), "cross_entropy": lambda f: information.cross_entropy(f(X), f(Y)),
     "entropy": lambda f: information.entropy(f(TABLE)), "mutual_information": lambda f: information.mutual_information(f(TABLE), 0, 1), "relative_entropy": lambda f: information.relative_entropy(f(TABLE), f(TABLE.T.copy()[::-1])),
-    "conditional": lambda f: information.conditional(f(TABLE), 0, 1), "extend": lambda f: information.extend(information.Table([.5, .5], "a"), "b", "a", f(np.array([[.25, .75], [.5, .5]]))).p, "expected_divergence": lambda f: information.expected_divergence(f(TABLE), 0, 1, target=1) if False else information.marginal(f(TABLE), 0).p,
+    "conditional": lambda f: information.conditional(f(TABLE), 0, 1), "extend": lambda f: information.extend(information.Table([.5, .5], "a"), "b", "a", f(np.array([[.25, .75], [.5, .5]]))).p, "marginal": lambda f: information.marginal(f(TABLE), 0).p,
     "vsd_loss": lambda f: distillation.vsd_loss(f(X), f(Y)), "vcd_loss": lambda f: distillation.vcd_loss(f(X), f(Y)), "vml_loss": lambda f: distillation.vml_loss(f(X), f(Y)), "released_loss": lambda f: distillation.released_loss(f(X), f(Y)),
     "kd_loss": lambda f: knowledge_distillation.kd_loss(f(X), f(Y)), "cosines": lambda f: knowledge_distillation.cosines(f(X), f(Y)), "mutual_learning": lambda f: identity_losses.mutual_learning(f(X), f(Y)), "released_sinkhorn": lambda f: metric_losses.released_sinkhorn(f(X), f(Y)),
     "unit_distances": lambda f: identity_losses.unit_distances(f(X), f(Y)), "euclidean_distances": lambda f: metric_losses.euclidean_distances(f(X), f(Y)), "masked_softmax": lambda f: metric_losses.masked_softmax(f(SQUARE), (SQUARE > 0).tolist()),
     "batch_hard": lambda f: metric_losses.batch_hard(f(SQUARE), IDS[:, None] == OTHER, IDS[:, None] != OTHER, weight=f(X[:, 0]**2)), "weighted_triplet": lambda f: metric_losses.weighted_triplet(f(SQUARE), IDS[:, None] == OTHER, IDS[:, None] != OTHER), "hardest": lambda f: identity_losses.hardest(f(SQUARE), IDS[:, None] == OTHER, 1.),
     "vib_loss": lambda f: bottlenecks.vib_loss(f(X), [0, 1, 2, 0, 1, 2, 0, 1], f(X[:, 0]**2)), "gaussian_kl": lambda f: bottlenecks.gaussian_kl(f(X), f(Y)), "js_information": lambda f: bottlenecks.js_information(f(SQUARE)),
-    **{name: lambda f, name=name: getattr(bounds, name)(f(SQUARE)) for name in ("cpc", "ml_cpc", "nwj", "dv", "js", "smile", "tuba", "interpolated", "js_loss", "club", "leave_one_out", "optimal_critic")[:-1]},
+    **{name: lambda f, name=name: getattr(bounds, name)(f(SQUARE)) for name in ("cpc", "ml_cpc", "nwj", "dv", "js", "smile", "tuba", "interpolated", "js_loss", "club", "leave_one_out")},
     "negatives": lambda f: bounds.ml_cpc(f(X[:, 0]), f(SQUARE)), "ba": lambda f: bounds.ba(f(X[:, 0])), "skew_kl": lambda f: bounds.skew_kl(f(X[:, 0]), .1), "optimal_critic": lambda f: bounds.optimal_critic(f(X[:, 0]), epsilon=.1), "log_density_ratio": lambda f: bounds.log_density_ratio(f(SQUARE), bound="dv")[0],
     "ml_cpc_embedded": lambda f: bounds.ml_cpc_embedded(f(X), f(Y)), "outcomes": lambda f: bounds.outcomes(f(TABLE), 2, 2)[3], "as_columns": lambda f: estimation.as_columns(f(X)),
     "pairwise_distances": lambda f: retrieval.pairwise_distances(f(X), f(Y)), "euclidean": lambda f: retrieval.pairwise_distances(f(X), f(Y), "euclidean"), "retrieval_scores": lambda f: retrieval.retrieval_scores(f(SQUARE**2), IDS, OTHER).mean_ap,
     "rerank": lambda f: reranking.rerank(f(X), f(Y), 3, 2), "rerank_densely": lambda f: reranking.rerank_densely(f(X), f(Y), 3, 2), "llcm_scores": lambda f: next(iter(protocols.llcm_scores(f(X), IDS, IDS, f(Y), OTHER, OTHER + 1).values())).mean.mean_ap,
     "regdb_scores": lambda f: next(iter(protocols.regdb_scores([(f(X), IDS, f(Y), OTHER)]).values())).mean.mean_ap, "score_features": lambda f: [r["value"] for r in evaluation.score_features({"v": (f(X), f(Y))}, IDS, OTHER)],
     "camera_table": lambda f: cases.camera_table(f(SQUARE**2), IDS, OTHER, IDS, OTHER)["mAP"], "embed_2d": lambda f: plots.embed_2d(f(X), "pca")[0], "modality_purity": lambda f: audit.modality_purity(f(X), f(Y), 3)[0], "mmd": lambda f: audit.mmd(f(X), f(Y), permutations=2).value,
-    "barber_agakov": lambda f: audit.barber_agakov(f(np.log(np.array([[.5, .25, .25]]*8))), [0, 1, 2, 0, 1, 2, 0, 1])[0] if f is not NUMBERS["half"] else 0., "compare_logits": lambda f: widgets.compare_logits(f(X[0]), f(Y[0]))["nats"]["KL[p‖q]"],
+    "barber_agakov": lambda f: audit.barber_agakov(f(-math.log(2)*np.array([[1., 2., 2.]]*8)), [0, 1, 2, 0, 1, 2, 0, 1])[0], "compare_logits": lambda f: widgets.compare_logits(f(X[0]), f(Y[0]))["nats"]["KL[p‖q]"],
 }
 
 
@@ -59,7 +59,8 @@ def test_numbers_in_any_dress(name):
         warnings.filterwarnings("ignore", category=bounds.BoundWarning)
         truth = plain(function(lambda x: torch.from_numpy(np.ascontiguousarray(x)).double()))
         for kind, convert in NUMBERS.items():
-            np.testing.assert_allclose(plain(function(convert)), truth, rtol=1e-3 if kind == "half" and name == "barber_agakov" else 2e-5, atol=1e-2 if name == "barber_agakov" and kind in ("half",) else 3e-6, err_msg=kind) if not (name == "barber_agakov" and kind == "half") else None
+            if (name, kind) == ("barber_agakov", "half"): continue                        # its rows have to sum to 1 closely
+            np.testing.assert_allclose(plain(function(convert)), truth, rtol=2e-5, atol=3e-6, err_msg=kind)
 
 
 WHOLE = {"int32": lambda x: x.astype(np.int32), "uint8": lambda x: x.astype(np.uint8), "uint16": lambda x: x.astype(np.uint16), "uint64": lambda x: x.astype(np.uint64), "big-endian": lambda x: x.astype(">i8"), "read-only": frozen, "list": lambda x: x.tolist(), "tensor": lambda x: torch.from_numpy(x.copy()), "small tensor": lambda x: torch.from_numpy(x.astype(np.uint8)),
@@ -73,7 +74,7 @@ TAKES_LABELS = {
     "hetero_centre": lambda f: metric_losses.hetero_centre(A, B, f(IDS), f(OTHER)), "hetero_centre_triplet": lambda f: metric_losses.hetero_centre_triplet(A, B, f(IDS), f(OTHER)), "released_rank": lambda f: metric_losses.released_rank(A, f(IDS), f(SIDE)),
     "retrieval_scores": lambda f: retrieval.retrieval_scores(SQUARE, f(IDS), f(OTHER)).mean_ap, "chance_scores": lambda f: retrieval.chance_scores(f(IDS), f(OTHER)).mean_ap, "llcm_scores": lambda f: next(iter(protocols.llcm_scores(A, f(IDS), IDS, B, f(OTHER), OTHER + 1).values())).mean.mean_ap,
     "regdb_scores": lambda f: next(iter(protocols.regdb_scores([(A, f(IDS), B, f(OTHER))]).values())).mean.mean_ap, "camera_table": lambda f: cases.camera_table(SQUARE, f(IDS), f(OTHER), IDS, OTHER)["mAP"],
-    "image_splits": lambda f: audit.image_splits(f(np.repeat(IDS[::2], 5)), 2)[0].test, "group_splits": lambda f: audit.group_splits(f(np.repeat(IDS[::2], 5)), 2)[0].test, "as_factor": lambda f: audit.as_factor(f(IDS)).labels, "sufficiency": lambda f: audit.sufficiency(np.repeat(X, 4, 0) + np.arange(32)[:, None] % 4*.01, f(np.repeat(IDS, 4)))["accuracy"].values,
+    "image_splits": lambda f: audit.image_splits(f(np.repeat(IDS[::2], 8)), 2)[0].test, "group_splits": lambda f: audit.group_splits(f(np.repeat(IDS[::2], 5)), 2)[0].test, "as_factor": lambda f: audit.as_factor(f(IDS)).labels, "sufficiency": lambda f: audit.sufficiency(np.repeat(X, 4, 0) + np.arange(32)[:, None] % 4*.01, f(np.repeat(IDS, 4)))["accuracy"].values,
     "purity": lambda f: audit.modality_purity(X, Y, 3, f(np.r_[IDS, OTHER]))[0], "mmd": lambda f: audit.mmd(X, Y, f(np.r_[IDS, OTHER]), permutations=3).null, "IdentitySampler": lambda f: [*IdentitySampler(f(np.r_[IDS, OTHER]), np.repeat([0, 1], 8), 2, 1)][0][0],
     "pair_rows": lambda f: audit_bounds.pair_rows(f(np.r_[np.arange(12), np.arange(12)]), np.repeat([0, 1], 12))[1],
 }
@@ -91,7 +92,7 @@ def test_labels_in_any_dress(name):
             np.testing.assert_allclose(plain(function(convert)), truth, rtol=1e-6, err_msg=kind)
 
 
-@pytest.mark.parametrize("name", [*TAKES_NUMBERS])
+@pytest.mark.parametrize("name", [n for n in TAKES_NUMBERS if n != "as_columns"]) # which takes text
 def test_what_is_no_number_is_refused_in_a_sentence(name):
     for convert in (lambda x: np.full(x.shape, "n.d."), lambda x: x.astype(complex)):
         with pytest.raises(InputError) as said: TAKES_NUMBERS[name](convert); pytest.fail(f"{name}: nothing was said")

@@ -733,6 +733,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vdistill.core.as_array': ('core.html#as_array', 'vdistill/core.py'),
                                'vdistill.core.as_label_array': ('core.html#as_label_array', 'vdistill/core.py'),
                                'vdistill.core.as_labels': ('core.html#as_labels', 'vdistill/core.py'),
+                               'vdistill.core.as_numbers': ('core.html#as_numbers', 'vdistill/core.py'),
                                'vdistill.core.as_tensor': ('core.html#as_tensor', 'vdistill/core.py'),
                                'vdistill.core.as_tensors': ('core.html#as_tensors', 'vdistill/core.py'),
                                'vdistill.core.atomic_path': ('core.html#atomic_path', 'vdistill/core.py'),

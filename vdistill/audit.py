@@ -23,7 +23,7 @@ from scipy import linalg, stats
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, StratifiedKFold
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
-from .core import InputError, as_array, as_label_array, generator
+from .core import InputError, as_array, as_label_array, as_numbers, generator
 from .data import MODALITIES, load_dataset, uniform, view_parameters
 from .evaluation import extract_features, run_columns
 from .plots import COLOURS, embed_2d, in_house_style, scatter_modalities
@@ -246,7 +246,7 @@ class Prober:
         splits: list, # of `Split`
         components: int = 256, # at most so many principal components of the standardised feature are read
     ):
-        x = as_array(features, "features").astype(np.float64)
+        x = as_numbers(features, "features").astype(np.float64)
         if x.ndim != 2 or not np.isfinite(x).all(): raise InputError(f"features have shape {x.shape} or hold NaN; needed: (images, dimensions), all finite")
         self.splits, self.linear = splits, [{} for _ in splits] # logits of linear probes, by what they were asked
         self.inputs = [_standardised(x, np.concatenate([s.fit, s.choose]), components) for s in splits]
@@ -364,7 +364,7 @@ def barber_agakov(
 ) -> tuple: # (nats, low, high)
     "H(f) - E[-log q(f|x)], a lower bound of I(x; f) (Barber and Agakov, 2003), with its 95 % interval. It may be negative."
     labels = as_label_array(labels)
-    log_q, groups = as_array(log_q, "log_q").astype(np.float64), np.arange(len(labels)) if groups is None else np.unique(as_array(groups, "groups"), return_inverse=True)[1]
+    log_q, groups = as_numbers(log_q, "log_q").astype(np.float64), np.arange(len(labels)) if groups is None else np.unique(as_array(groups, "groups"), return_inverse=True)[1]
     total = np.logaddexp.reduce(log_q, 1)
     if log_q.ndim != 2 or len(log_q) != len(labels) or np.abs(total).max() > 1e-4: raise InputError(f"log_q has shape {log_q.shape} and rows that sum to exp({total.min():.3g}) to exp({total.max():.3g}); needed: log-probabilities, a row for each of {len(labels)} labels")
     e = estimate(score(log_q, Factor(labels))["nats"], groups)
@@ -380,7 +380,7 @@ def class_means(
     components: int = 256, # as in `Prober`
 ) -> np.ndarray: # `(n, K)` held-out log-probabilities
     "Eq. (4): softmax of distances to class means, by the shared covariance, shrunk; shrinkage and temperature chosen on images of their own."
-    x, y = as_array(features, "features").astype(np.float64), as_label_array(labels)
+    x, y = as_numbers(features, "features").astype(np.float64), as_label_array(labels)
     out = np.full((len(x), int(y.max()) + 1), np.nan)
     for split in splits:
         train = np.concatenate([split.fit, split.choose])
@@ -425,7 +425,7 @@ def modality_purity(
     groups=None, # `(n + m,)` identities, visible first: neighbours of the same one do not count
 ) -> tuple: # `(n + m,)` share of the `k` nearest (by angle) that have the image's own modality; what a random neighbour would give
     "Do images lie among their own modality?"
-    x = _unit(np.concatenate([as_array(visible, "visible"), as_array(infrared, "infrared")]))
+    x = _unit(np.concatenate([as_numbers(visible, "visible"), as_numbers(infrared, "infrared")]))
     groups = None if groups is None else as_array(groups, "groups")
     own = np.repeat([0, 1], [len(visible), len(infrared)])
     same, other = own[:, None] == own, ~np.eye(len(x), dtype=bool) if groups is None else groups[:, None] != groups
@@ -449,7 +449,7 @@ def mmd(
     seed: int = 0,
 ) -> Discrepancy:
     "Squared maximum mean discrepancy of two samples, RBF kernel with the median distance as width (Gretton et al., 2012)."
-    x, n = np.concatenate([as_array(a, "a"), as_array(b, "b")]).astype(np.float64), len(a)
+    x, n = np.concatenate([as_numbers(a, "a"), as_numbers(b, "b")]).astype(np.float64), len(a)
     if min(n, len(b)) < 2: raise InputError(f"samples of {n} and {len(b)}: each side needs at least 2")
     x = x - x.mean(0) # a distance knows no origin, but its rounding does
     square = np.maximum((x**2).sum(1)[:, None] + (x**2).sum(1) - 2*x @ x.T, 0)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits, image_splits, open_audit, score
 from .bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
-from .core import InputError, as_array, as_label_array
+from .core import InputError, as_label_array, as_numbers
 from .data import MODALITIES
 from .plots import COLOURS, in_house_style
 from .training import write_csv
@@ -153,7 +153,7 @@ def across(
     groups = as_label_array(groups, "groups")
     people, rows = pair_rows(identity, modality, times, seed)
     of = np.unique(groups[rows[0, 0]], return_inverse=True)[1]
-    unit = F.normalize(torch.from_numpy(np.require(as_array(features, "features").astype(np.float32, copy=False), requirements="W")), dim=1)
+    unit = F.normalize(torch.from_numpy(np.require(as_numbers(features, "features").astype(np.float32, copy=False), requirements="W")), dim=1)
     parts, sizes = [], []
     for split in group_splits(of, folds, seed):
         fit, choose, test = (_strangers(rows[:, :, some], seed) if shuffled else rows[:, :, some] for some in split)
@@ -184,7 +184,7 @@ def by_classes(
     seed: int = 0,
 ) -> dict: # bound -> `Nats`; with BA, the classifier's own
     "I(z; class) by a classifier, on its own and as the critic of contrastive bounds."
-    log_q, labels, groups = as_array(log_q, "log_q").astype(np.float64, copy=False), as_label_array(labels), as_label_array(groups, "groups")
+    log_q, labels, groups = as_numbers(log_q, "log_q").astype(np.float64, copy=False), as_label_array(labels), as_label_array(groups, "groups")
     factor, known = Factor(labels), np.flatnonzero(labels >= 0)
     items = np.random.default_rng(seed).choice(known, size=(times, batch)) # with replacement: see below
     log_p = np.log(np.maximum(np.bincount(labels[known], minlength=log_q.shape[1]), 1)/len(known))

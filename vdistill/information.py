@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError, LogitsWarning, as_array, as_tensor, as_tensors, warn_of_probabilities
+from .core import InputError, LogitsWarning, as_numbers, as_tensor, as_tensors, warn_of_probabilities
 
 # %% ../nbs/information/01_information.ipynb #c006
 class Table:
@@ -46,10 +46,7 @@ class Table:
     def __repr__(self): return f"Table({', '.join(f'{n}: {k}' for n, k in zip(self.names, self.p.shape))})"
 
 def _probabilities(p): # float64
-    if torch.is_tensor(p): return p.double()
-    p = as_array(p, "a probability table")
-    if p.dtype.kind == "U": raise InputError(f"a probability table holds {p.dtype}, the first {p.flat[0]!r}; needed: numbers")
-    return p.astype(np.float64, copy=False)
+    return p.double() if torch.is_tensor(p) else as_numbers(p, "a probability table").astype(np.float64, copy=False)
 
 # %% ../nbs/information/01_information.ipynb #c009
 def marginal(

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from threadpoolctl import ThreadpoolController
-from .core import InputError, as_array, half_width
+from .core import InputError, as_array, as_numbers, half_width
 
 # %% ../nbs/looking/20_plots.ipynb #c007
 COLOURS = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", purple="#CC79A7", orange="#E69F00", sky="#56B4E9", black="#222222", olive="#8C8C00", brown="#8C564B", navy="#332288")
@@ -93,7 +93,7 @@ def embed_2d(
 ) -> tuple: # points `(N, 2)` float32, and the name of what made them
     "Map features to the plane by their angles. Raises `InputError` for values that are not finite."
     if method not in ("auto", "umap", "pca"): raise InputError(f"method {method!r} is not known; take 'auto', 'umap' or 'pca'")
-    x = as_array(features, "features").astype(np.float32, copy=False)
+    x = as_numbers(features, "features").astype(np.float32, copy=False)
     if x.ndim != 2 or len(x) < 2: raise InputError(f"features have shape {x.shape}; needed: (images, dimensions) with at least two images")
     if not np.isfinite(x).all(): raise InputError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} features hold NaN or infinite values")
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -163,7 +163,7 @@ def plot_embedding(
     highlight: int = 10, # identities in colour, at most 10
 ): # the figure
     "Infrared and visible images in the plane: coloured by modality, and by identity."
-    points, modality = as_array(points, "points").astype(float), as_array(modality, "modality").astype(int)
+    points, modality = as_numbers(points, "points").astype(float), as_numbers(modality, "modality").astype(int)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points): raise InputError(f"points have shape {points.shape}; needed: (images, 2) with at least one image")
     if modality.shape != (len(points),) or not np.isin(modality, (0, 1)).all(): raise InputError(f"modality has shape {modality.shape} and values {np.unique(modality)[:5]}; needed: a 0 (visible) or 1 (infrared) for each of {len(points)} points")
     if identity is not None and len(identity) != len(points): raise InputError(f"{len(identity)} identities for {len(points)} points")
@@ -212,9 +212,9 @@ def plot_ranked_lists(
     title: str = "", # above everything
 ): # the figure
     "Queries and the gallery images nearest to them, right ones framed green and wrong ones red."
-    queries, gallery, matches = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images"), as_array(matches, "matches").astype(bool)
+    queries, gallery, matches = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images"), as_numbers(matches, "matches").astype(bool)
     rows, columns = gallery.shape[:2]
-    distances = None if distances is None else as_array(distances, "distances")
+    distances = None if distances is None else as_numbers(distances, "distances")
     for name, shape in (("query images", (len(queries), columns)), ("matches", matches.shape), ("distances", (rows, columns) if distances is None else distances.shape)):
         if shape != (rows, columns): raise InputError(f"{name} are for {shape} lists and places, gallery images for {(rows, columns)}")
     if titles is not None and len(titles) != rows: raise InputError(f"{len(titles)} titles for {rows} queries")
@@ -275,7 +275,7 @@ def plot_attention(
     title: str = "", # above everything
 ): # the figure
     "Images, and over some of them where a network looked."
-    images, maps = _pictures(images, 2, "images"), as_array(maps, "maps").astype(float)
+    images, maps = _pictures(images, 2, "images"), as_numbers(maps, "maps").astype(float)
     rows, columns = images.shape[:2]
     if maps.shape != images.shape[:4]: raise InputError(f"maps have shape {maps.shape}; needed: a value for every pixel of the images, {images.shape[:4]}")
     if np.nanmin(maps, initial=0) < 0 or np.nanmax(maps, initial=0) > 1: raise InputError(f"maps reach from {np.nanmin(maps):.3g} to {np.nanmax(maps):.3g}; scale them to 0 to 1")
@@ -299,7 +299,7 @@ def plot_cmc(
     top: int = 50, # ranks shown, at most
 ): # the axes
     "Share of queries with a right match among the first k."
-    curves = {name: as_array(getattr(s, "cmc", s), "scores").astype(float)[:top] for name, s in scores.items()}
+    curves = {name: as_numbers(getattr(s, "cmc", s), "scores").astype(float)[:top] for name, s in scores.items()}
     if not curves or not all(map(len, curves.values())): raise InputError("there is no curve to draw; pass at least one name with its scores")
     ax, top = _axes(ax, (7.5, 4)), max(map(len, curves.values()))
     styles = zip(COLOURS.values(), ["-", "--", "-.", ":"]*3)

@@ -20,7 +20,7 @@ from PIL import Image as Picture
 from tqdm.auto import tqdm
 from .bounds import BoundWarning, alpha_floor, ceiling, ml_cpc, optimal_critic, positives_and_negatives
 from .claims import CLAIMS, FAMILIES, TOLERANCE, Family, Systems, expected, kl
-from .core import InputError, as_array, as_tensor, generator
+from .core import InputError, as_numbers, as_tensor, generator
 from .distillation import released_loss
 from .estimation import correlated_gaussian, correlation_for
 from .information import js_divergence, kl_divergence, mutual_information, random_distribution
@@ -171,9 +171,7 @@ def _slider(name, value, low, high, step=.1, **style): return W.FloatSlider(valu
 def _choice(name, values, value): return W.SelectionSlider(options=[(f"{v:g}", v) for v in values], value=value, description=name, style=dict(description_width="initial"))
 
 def _numbers(values, name, shape): # float64, checked
-    x = as_array(values, name)
-    if x.dtype.kind == "U": raise InputError(f"{name} holds names; needed: numbers")
-    x = x.astype(np.float64)
+    x = as_numbers(values, name).astype(np.float64)
     if x.ndim != len(shape) or not all(low <= n <= high for n, (low, high) in zip(x.shape, shape)): raise InputError(f"{name} has shape {x.shape}; needed: ({', '.join(f'{low} to {high}' for low, high in shape)})")
     if not np.isfinite(x).all(): raise InputError(f"{name} holds NaN or infinite values; needed: finite numbers")
     return x
