@@ -266,7 +266,7 @@ def optimal_critic(
     epsilon: float = 0., # α/m, of ml_cpc
 ) -> Tensor: # scores
     "The scores that make a bound largest as n grows: log r, for NWJ one more, for α-ML-CPC log r/(ε r + 1 - ε)."
-    log_ratio = as_tensor(log_ratio, "log_ratio")
+    log_ratio = _precise(log_ratio)
     if bound in ("cpc", "dv", "mine", "js", "smile"): return log_ratio
     if bound == "nwj": return log_ratio + 1
     if bound != "ml_cpc" or not 0 < epsilon < 1: raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, or ml_cpc with epsilon = α/m between 0 and 1")
@@ -278,7 +278,7 @@ def skew_kl(
     mutual_information: float|None = None, # E_p log r where it is known: a control variate, which takes noise away
 ) -> Tensor: # nats
     "K_ε = KL[p ‖ ε p + (1 - ε) q] from samples: the largest value of α-ML-CPC as n grows."
-    log_ratio = as_tensor(log_ratio, "log_ratio")
+    log_ratio = _precise(log_ratio)
     best = optimal_critic(log_ratio, epsilon=epsilon)
     if mutual_information is None: return best.mean(-1)
     off = log_ratio - log_ratio.mean(-1, keepdim=True)
