@@ -402,3 +402,15 @@ def test_mmd_is_the_unbiased_estimate():
     k = np.exp(-square/np.median(square[np.triu_indices(12, 1)]))
     aa, bb = (k[s, s][~np.eye(len(k[s, s]), dtype=bool)].mean() for s in (slice(7), slice(7, 12)))
     assert A.mmd(a, b).value == pytest.approx(aa + bb - 2*k[:7, 7:].mean())
+
+
+@pytest.mark.parametrize("scale, far", [(1e-13, 0.), (1e-150, 0.), (1e9, 0.), (1., 2.**20)])
+def test_neither_the_unit_nor_the_origin_of_a_feature_matters(scale, far):
+    rng = np.random.default_rng(0)
+    groups, x = np.repeat(np.arange(24), 4), rng.standard_normal((96, 5)).round(6)
+    factor = (x[:, 0] > 0).astype(int)
+    here, there = (A.probe(v, factor, groups, permutations=0).value for v in (x, x*scale + far))
+    assert here["accuracy"] > 80
+    np.testing.assert_allclose(there, here, rtol=0, atol=2.)                             # of 96 images at most one or two on the edge
+    a, b = A.mmd(x[:48], x[48:] + .5, permutations=20), A.mmd(x[:48]*scale + far, (x[48:] + .5)*scale + far, permutations=20)
+    assert a.value > .01 and b.value == pytest.approx(a.value, abs=1e-6) and b.p == a.p

@@ -1,5 +1,6 @@
 "The losses of variational distillation over many random cases, against oracles of their own."
 import math
+import sys
 import warnings
 import numpy as np
 import pytest
@@ -7,9 +8,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from scipy.special import rel_entr
-from vdistill.core import InputError, generator
+from vdistill.core import InputError, LogitsWarning, generator
+from torch._subclasses.fake_tensor import FakeTensorMode
+from vdistill.dispatch import count_operations
 from vdistill.distillation import VariationalDistillation, released_loss, vcd_loss, vml_loss, vsd_loss
-from vdistill.information import Table, conditional, expected_divergence, extend, marginal, mutual_information, random_distribution
+from vdistill.identity_losses import mutual_learning
+from vdistill.information import (Table, conditional, cross_entropy, expected_divergence, extend, js_divergence, kl_divergence, marginal, mutual_information,
+                                  random_distribution)
+from vdistill.knowledge_distillation import kd_loss
+from vdistill.metric_losses import released_sinkhorn
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 seeds, scales, classes = st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 8.0]), st.integers(2, 50)
@@ -121,6 +128,7 @@ def test_released_loss_is_the_released_call_and_stays_in_its_range(seed, scale, 
     assert to_v is None and to_z.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore::vdistill.core.LogitsWarning") # its best logits are probabilities
 @quick
 @given(seeds, scales, classes)
 def test_released_loss_is_least_at_the_softmax_of_the_probabilities(seed, scale, C):
@@ -189,3 +197,140 @@ def test_bad_arguments_are_told_in_one_sentence():
                        (lambda: distil(shared=[(v, z)]), "two pairs"), (lambda: distil(), "nothing to distil"), (lambda: distil([(v, z[:2])]), "one shape"),
                        (lambda: VariationalDistillation(vml=-1), "'vml': -1"), (lambda: VariationalDistillation(beta=math.nan), "beta"), (lambda: vsd_loss(v, z, reduction="mean"), "refused")]:
         with pytest.raises(InputError, match=words): bad()
+
+
+# -- logits that are none, and classes that cannot be
+
+MASKED_V = torch.tensor([[.3, -1., -math.inf, 2.], [1., .5, -math.inf, 0.]], dtype=torch.float64)
+MASKED_Z = torch.tensor([[1., 0., -math.inf, -.5], [0., .2, -math.inf, 1.]], dtype=torch.float64)
+
+
+def released_oracle(v, z): # a term with P_z = 0 is 0, as its limit
+    v, z = v.softmax(1), z.softmax(1)
+    return (torch.special.xlogy(z, z) - z * v).sum(1).mean() / v.shape[1]
+
+
+def test_a_masked_class_adds_nothing_to_the_released_loss():
+    z = MASKED_Z.clone().requires_grad_()
+    loss = released_loss(MASKED_V, z)
+    loss.backward()
+    assert loss.item() == pytest.approx(released_oracle(MASKED_V, MASKED_Z).item(), abs=1e-12)
+    assert loss.item() * 4 / 3 == pytest.approx(released_loss(MASKED_V[:, [0, 1, 3]], MASKED_Z[:, [0, 1, 3]]).item(), abs=1e-12)  # only the C of the mean is larger
+    part = MASKED_Z[:, [0, 1, 3]].clone().requires_grad_()
+    released_loss(MASKED_V[:, [0, 1, 3]], part).backward()
+    assert z.grad[:, 2].tolist() == [0, 0]
+    torch.testing.assert_close(z.grad[:, [0, 1, 3]] * 4, part.grad * 3)
+    open_v = MASKED_V.clamp(min=-1)                                                     # masked in the student alone
+    assert released_loss(open_v, MASKED_Z).item() == pytest.approx(released_oracle(open_v, MASKED_Z).item(), abs=1e-12)
+    z = MASKED_Z.clamp(min=-1)                                                          # in the teacher alone: P_v is 0
+    assert released_loss(MASKED_V, z).item() == pytest.approx(released_oracle(MASKED_V, z).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", [vsd_loss, vcd_loss, vml_loss, kl_divergence, js_divergence, cross_entropy, mutual_learning])
+def test_a_class_masked_on_both_sides_is_as_if_it_were_not_there(loss):
+    inputs = [x.clone().requires_grad_() for x in (MASKED_V, MASKED_Z)]
+    parts = [x[:, [0, 1, 3]].clone().requires_grad_() for x in (MASKED_V, MASKED_Z)]
+    value, without = loss(*inputs), loss(*parts)
+    assert value.item() == pytest.approx(without.item(), abs=1e-12)
+    value.backward(), without.backward()
+    for x, part in zip(inputs, parts):
+        if part.grad is None: continue
+        assert x.grad[:, 2].tolist() == [0, 0]
+        torch.testing.assert_close(x.grad[:, [0, 1, 3]], part.grad)
+
+
+@pytest.mark.parametrize("T", [.5, 1., 4.])
+def test_a_class_masked_on_one_side_is_infinite_or_free(T):
+    open_v = MASKED_V.clamp(min=-1)
+    z = MASKED_Z.clone().requires_grad_()
+    loss = vsd_loss(open_v, z, T, reduction="none")
+    assert loss.tolist() == [math.inf]*2
+    loss.sum().backward()                                                               # P_z - P_v, also where the value is infinite
+    torch.testing.assert_close(z.grad, ((z.detach()/T).softmax(1) - (open_v/T).softmax(1))/T)
+    z = MASKED_Z.clamp(min=-1).requires_grad_()
+    loss = vsd_loss(MASKED_V, z, T, reduction="none")
+    assert np.allclose(loss.detach(), oracle(MASKED_V, z, T))
+    loss.sum().backward()
+    torch.testing.assert_close(z.grad, ((z.detach()/T).softmax(1) - (MASKED_V/T).softmax(1))/T)
+    a, b = MASKED_V.clone().requires_grad_(), MASKED_Z.clamp(min=-1).requires_grad_()
+    js = vml_loss(a, b, T)
+    m = ((a/T).softmax(1) + (b/T).softmax(1)).log().detach() - math.log(2)
+    assert js.item() == pytest.approx(np.mean(rel_entr((a/T).softmax(1).detach(), m.exp()).sum(1).numpy() + rel_entr((b/T).softmax(1).detach(), m.exp()).sum(1).numpy())/2, abs=1e-12)
+    js.backward()
+    assert a.grad.isfinite().all() and b.grad.isfinite().all()
+
+
+P, Q = (torch.tensor(x) for x in ([[.7, .2, .1], [.1, .3, .6]], [[.5, .25, .25], [.2, .2, .6]]))
+
+
+@pytest.fixture
+def loud(): # every warning, each time
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield said
+
+
+def told(said): return [w for w in said if issubclass(w.category, LogitsWarning)]
+
+
+EVERY_LOSS = dict(vsd=vsd_loss, vcd=vcd_loss, vml=vml_loss, released=released_loss, kl=kl_divergence, js=js_divergence, cross=cross_entropy, dml=mutual_learning, kd=kd_loss, transport=released_sinkhorn,
+                  module=lambda v, z: VariationalDistillation()([(v, z)], ((v, z), (v, z)))["total"])
+
+
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_probabilities_in_the_place_of_logits_are_told(name, loud):
+    loss = EVERY_LOSS[name]
+    right = loss(P.log(), Q.log())
+    assert not told(loud)
+    wrong = loss(P, Q)
+    assert told(loud) and "probabilities" in str(told(loud)[0].message) and wrong != right
+    assert told(loud)[0].filename == __file__ or name == "module"                       # the line that has the mistake
+    before = len(told(loud))
+    loss(P, 3*torch.randn(2, 3, generator=generator("other")))                          # one side is enough
+    assert len(told(loud)) > before
+
+
+def test_what_is_meant_as_logits_is_left_alone(loud):
+    g = generator("alone")
+    eye = torch.eye(3)
+    for x in (torch.randn(64, 10, generator=g), torch.rand(64, 10, generator=g), torch.zeros(4, 5), torch.ones(4, 5), eye, torch.tensor([[1., 0.]]), torch.ones(4, 1), P.log(), P[:0], torch.tensor([[.7, .2, .1], [3., 1., 0.]]), torch.full((2, 3), math.nan),
+              torch.tensor([[math.inf, 0., 0.]]), torch.tensor([[1., 0., -math.inf]])):
+        kl_divergence(x, x.flip(0), reduction="none")
+    assert not told(loud)
+    for x in (P.half(), P.double(), torch.tensor([[.333, .333, .333]]), P.clone().requires_grad_(), torch.nn.Parameter(P), torch.tensor([[0., 1., 0.], [.5, .5, 0.]])):
+        before = len(told(loud))
+        kl_divergence(x, torch.zeros_like(x), reduction="none")
+        assert len(told(loud)) == before + 1, x
+
+
+def test_looking_at_logits_asks_no_device_and_disturbs_no_transform(loud):
+    assert count_operations(lambda: vsd_loss(P, Q)).syncs == 0
+    told(loud) or pytest.fail("not looked at")
+    logs = P.log(), Q.log()
+    assert count_operations(lambda: vsd_loss(P, Q)).names == count_operations(lambda: vsd_loss(*logs)).names
+    loud.clear()
+    assert vsd_loss(P.to("meta"), Q.to("meta")).device.type == "meta"
+    with FakeTensorMode():
+        for device in ("cpu", "cuda"):
+            if device == "cuda" and not torch.cuda.is_available() and torch.version.cuda is None: continue
+            v, z = (torch.empty(4, 3, device=device) for _ in range(2))
+            assert vsd_loss(v, z).device.type == device
+    alone = torch.func.vmap(lambda v, z: vsd_loss(v[None], z[None]))(P, Q)
+    torch.testing.assert_close(alone.mean(), vsd_loss(P, Q))
+    torch.testing.assert_close(torch.func.grad(lambda z: vsd_loss(P, z))(Q), ((Q.softmax(1) - P.softmax(1))/2))
+    torch.func.vmap(torch.func.grad(lambda z, v: vsd_loss(v[None], z[None])))(Q, P)
+    torch.func.jvp(lambda z: vsd_loss(P, z), (Q,), (torch.ones_like(Q),))
+    with torch.inference_mode(): vsd_loss(P, Q)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch 2.9 compiles nothing on Python 3.14")
+def test_looking_at_logits_leaves_no_trace_in_a_graph():
+    compiled = torch.compile(vsd_loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(P, Q), vsd_loss(P, Q))
+    class Loss(torch.nn.Module):
+        def forward(self, v, z): return vsd_loss(v, z)
+    for strict in (False, True): assert torch.export.export(Loss(), (P, Q), strict=strict).module()(P, Q) == vsd_loss(P, Q)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(vsd_loss, (P, Q), check_trace=False)
+    assert traced(P, Q) == vsd_loss(P, Q)

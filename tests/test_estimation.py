@@ -194,8 +194,8 @@ def test_columns_of_a_data_frame():
     assert E.as_columns(torch.ones(4, 2, dtype=torch.bfloat16)).dtype == torch.float32 and E.as_columns(np.array([True, False])).shape == (2, 1)
     tiny = E.as_columns(1e-13*np.random.default_rng(0).standard_normal(500))
     assert tiny.std().item() == pytest.approx(1, abs=.01) and E.as_columns(np.full(9, 7.1)).abs().max() == 0
-    dates, names = pd.DataFrame(dict(d=pd.date_range("2020", periods=3))), pd.DataFrame(dict(id=[f"n{k}" for k in range(60)]))
-    for bad in (pd.DataFrame(dict(a=[1., np.nan])), np.array([1., np.inf]), pd.DataFrame(), np.ones((2, 2, 2)), np.float64(3), np.ones(4)*1j, dates, names):
+    names = pd.DataFrame(dict(id=[f"n{k}" for k in range(60)]))
+    for bad in (pd.DataFrame(dict(a=[1., np.nan])), np.array([1., np.inf]), pd.DataFrame(), np.ones((2, 2, 2)), np.float64(3), np.ones(4)*1j, names):
         with pytest.raises(InputError): E.as_columns(bad)
 
 
@@ -248,3 +248,91 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
         lines = [line for line in said.err.splitlines() if line.strip()]
         assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0], said.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+# -- columns far from zero, and rows that repeat
+
+NOW = 1_732_870_000_000_000_000 # nanoseconds since 1970
+SECONDS = np.random.default_rng(0).uniform(0, 4, 3000)
+
+
+def stamps(): # the same moments, as people have them
+    ns = (SECONDS*1e9).astype(np.int64)
+    exact = ns/1e9
+    return exact, {"int64": ns + NOW, "uint64": (ns + NOW).astype(np.uint64), "top of uint64": np.uint64(2**64 - 1) - ns.astype(np.uint64), "tensor": torch.from_numpy(ns + NOW), "big-endian": (ns + NOW).astype(">i8"), "Int64": pd.array(ns + NOW, "Int64"), "datetime64": pd.Series(pd.to_datetime(ns + NOW)),
+                   "array of datetime64": (ns + NOW).astype("datetime64[ns]"), "with a zone": pd.Series(pd.to_datetime(ns + NOW, utc=True)), "Timestamps": [pd.Timestamp(int(n)) for n in ns + NOW], "timedelta": pd.Series(pd.to_timedelta(ns)), "object": np.array((ns + NOW).tolist(), dtype=object)}
+
+
+@pytest.mark.parametrize("kind", stamps()[1])
+def test_stamps_are_what_they_are_in_seconds(kind):
+    exact, given = stamps()
+    sign = -1 if kind == "top of uint64" else 1
+    torch.testing.assert_close(E.as_columns(pd.Series(given[kind]) if kind == "Int64" else given[kind]), sign*E.as_columns(exact), rtol=0, atol=1e-6)
+
+
+def test_what_is_constant_is_decided_by_the_numbers_themselves():
+    seconds = E.as_columns(SECONDS)
+    for far in (E.as_columns(SECONDS*1e9 + NOW), E.as_columns(torch.from_numpy(SECONDS*1e9 + NOW)), E.as_columns(SECONDS + 1e12)):
+        torch.testing.assert_close(far, seconds, rtol=0, atol=1e-3)                     # as exactly as float64 holds them
+    for scale in (1e-300, 1e-200, 1e-9, 1e9, 1e200, 4e307): torch.testing.assert_close(E.as_columns(SECONDS*scale), seconds, rtol=0, atol=1e-5)
+    wide = np.array([-1.7e308, 1.7e308]*10)
+    assert E.as_columns(wide).abs().max() == 1
+    rounding = np.array([.1 + .2, .3]*20)
+    for constant in (rounding, np.full(9, 7.1), np.full(9, NOW), np.zeros(9), np.full(9, 1e-310), np.array([2**63, 2**63], np.uint64)): assert E.as_columns(constant).abs().max() == 0
+    assert E.as_columns(np.array([2**62, 2**62 + 1])).abs().max() == 1                  # whole numbers are exact
+    for bad, word in ((pd.Series(pd.to_datetime([NOW, None])), "1 missing"), (np.array(["NaT", "2020-01-01"], "datetime64[s]"), "1 missing"), (np.ones(3)*1j, "complex"), ([[1, 2], [3]], "missing")):
+        with pytest.raises(InputError, match=word): E.as_columns(bad)
+
+
+def test_stamps_have_the_information_of_seconds():
+    y = SECONDS + .5*np.random.default_rng(1).standard_normal(3000)
+    values = [E.estimate_mi(x, y, **QUICK | dict(steps=300)).value for x in (SECONDS, (SECONDS*1e9).astype(np.int64) + NOW)]
+    assert values[0] > .5 and values[1] == pytest.approx(values[0], abs=.01)
+
+
+def test_a_value_far_below_zero_is_never_shown_without_a_word():
+    seeds = pd.DataFrame([dict(seed=s, value=v, noise=.1, steps=100, gap=0., stopped="plateau") for s, v in enumerate((0., -70350., 0.))])
+    said = E.doubts(fake(value=-23450., seeds=seeds))
+    assert any("below zero" in r for r in said)
+    few = pd.DataFrame([dict(seed=s, value=v, noise=.1, steps=100, gap=0., stopped="plateau") for s, v in enumerate((-.05, .01, .0))])
+    assert not E.doubts(fake(value=-.0133, seeds=few))                                  # about nothing, and as it should scatter
+
+
+def independent(rows, seed=0): return np.random.default_rng(seed).standard_normal((2, rows))
+
+
+def test_repeated_rows_are_on_one_side():
+    x, y = np.tile(independent(60), 20)
+    with pytest.warns(E.EstimateWarning, match="1140 of 1200 rows repeat an earlier one.*60 rows"): estimate = E.estimate_mi(x, y, **QUICK | dict(batch=128, steps=600))
+    assert abs(estimate.value) < .35 and sum(estimate.pairs) == 60 and estimate.batch == 12 and "careful: 1140 of 1200" in str(estimate)
+    frame = pd.DataFrame(dict(x=x, kind=np.where(y > 0, "high", "low")))
+    with pytest.warns(E.EstimateWarning, match="60 rows"): mixed = E.estimate_mi(frame[["x"]], frame[["kind"]], **QUICK | dict(steps=600))
+    assert abs(mixed.value) < .35                                                       # by the numbers of one side alone
+
+
+def test_rows_repeated_in_part_as_by_a_join():
+    x, y = independent(2000)
+    twice = np.concatenate([np.arange(2000), np.arange(1000)])
+    with pytest.warns(E.EstimateWarning, match="1000 of 3000 rows"): joined = E.estimate_mi(x[twice], y[twice], **QUICK)
+    assert joined.pairs == (1200, 400, 400) and abs(joined.value) < .05
+    assert joined.batch == 32 and not E.estimate_mi(x, y, **QUICK).remarks[:-1]
+    checks = E.self_consistency(x[twice], y[twice], **QUICK)
+    assert checks.value.iloc[0] == pytest.approx(joined.value, abs=.02)
+
+
+def test_rows_that_repeat_by_right_are_kept():
+    "Counts of discrete things: every row is a sample."
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, 10_000)
+    y = np.where(rng.random(10_000) < .9, x, 1 - x)
+    truth = math.log(2) + .9*math.log(.9) + .1*math.log(.1)
+    for a, b in ((x, y), (x.astype(bool), y.astype(bool)), (np.array([.1, .7])[x], np.array([-3.3, 12.])[y])):
+        estimate = E.estimate_mi(a, b, **QUICK)
+        assert sum(estimate.pairs) == 10_000 and estimate.value == pytest.approx(truth, abs=.03) and not any("repeat" in r for r in estimate.remarks)
+    codes, towns = rng.integers(0, 60, 4000), rng.integers(0, 40, 4000)
+    for a, b, why in ((rng.poisson(20, 5000), rng.poisson(3, 5000), "counts"), (rng.integers(18, 90, 4000), rng.integers(0, 2, 4000), "ages"), (codes, 7*codes % 60, "codes, one to one"),
+                      (pd.Series([f"town {i}" for i in towns]), rng.uniform(1e3, 1e6, 40)[towns], "inhabitants of towns"),
+                      (rng.uniform(1, 99, 40).round(2)[rng.integers(0, 40, 4000)], rng.uniform(1, 99, 30).round(2)[rng.integers(0, 30, 4000)], "prices"),
+                      (rng.standard_normal(4000).round(1), rng.standard_normal(4000).round(1), "one decimal")):
+        assert len(E.distinct_rows(E.as_columns(a), E.as_columns(b))) == len(a), why
+    assert len(E.distinct_rows(*map(E.as_columns, np.tile(independent(60), 20)))) == 60

@@ -23,7 +23,7 @@ from sklearn.model_selection import GroupKFold, GroupShuffleSplit, StratifiedKFo
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from .checkpoints import seen_words
-from .core import InputError, generator
+from .core import InputError, as_array, as_label_array, as_numbers, generator
 from .data import MODALITIES, load_dataset, uniform, view_parameters
 from .evaluation import extract_features, run_columns
 from .plots import COLOURS, embed_2d, in_house_style, new_axes, new_figure, scatter_modalities
@@ -85,7 +85,7 @@ def as_factor(
     period: float|None = None, # of a circular factor: 360 for degrees
 ) -> "Factor":
     "What a probe is asked for."
-    values = pd.Series(np.asarray(values) if not isinstance(values, pd.Series) else values.to_numpy())
+    values = pd.Series(values.to_numpy() if isinstance(values, pd.Series) else as_array(values, "factor") if torch.is_tensor(values) else _in_this_order(np.asarray(values)))
     if not pd.api.types.is_float_dtype(values.dtype): return Factor(pd.factorize(values, sort=True)[0].astype(np.int64))
     values = values.to_numpy(np.float64)
     known = np.isfinite(values)
@@ -96,6 +96,9 @@ def as_factor(
     labels[known] = np.unique(labels[known], return_inverse=True)[1]
     angle = None if period is None else 2*np.pi*x/period
     return Factor(labels, x[:, None] if period is None else np.stack([np.cos(angle), np.sin(angle)], 1))
+
+def _in_this_order(array): # pandas computes with floats of 8 bytes at most, in the machine's byte order
+    return array.astype(np.float64) if array.dtype.kind == "f" else array.astype(array.dtype.newbyteorder("="), copy=False)
 
 # %% ../nbs/looking/21_audit.ipynb #c014
 class Split(NamedTuple):
@@ -110,7 +113,7 @@ def group_splits(
     seed: int = 0, # which groups go where
 ) -> list: # of `Split`
     "Cross-validation that has never seen the tested groups."
-    names, groups = np.unique(groups, return_inverse=True)
+    names, groups = np.unique(as_array(groups, "groups"), return_inverse=True)
     if len(names) < folds + 1: raise InputError(f"{len(names)} groups are too few for {folds} folds: pass fewer folds or more identities")
     groups = np.random.default_rng(seed).permutation(len(names))[groups] # the folds follow the order of groups
     return [_inner(train, test, GroupShuffleSplit(1, test_size=.25, random_state=seed).split(train, groups=groups[train])) for train, test in GroupKFold(folds).split(groups, groups=groups)]
@@ -121,7 +124,7 @@ def image_splits(
     seed: int = 0,
 ) -> list: # of `Split`
     "Cross-validation over other images of the same classes."
-    labels = np.asarray(labels)
+    labels = as_array(labels, "labels")
     fewest = np.unique(labels, return_counts=True)[1].min()
     if fewest < 4: raise InputError(f"a class has only {fewest} images; at least 4 are needed, two to learn from, one to choose by and one to test")
     outer = StratifiedKFold(min(folds, fewest), shuffle=True, random_state=seed)
@@ -133,8 +136,10 @@ def _inner(train, test, parts):
 
 # %% ../nbs/looking/21_audit.ipynb #c016
 def _standardised(x, rows, components): # (d', n) float32: principal components, and a row of ones
+    least = 4*np.finfo(np.float64).eps*np.abs(x[rows]).max(0)
+    x = x - x[rows[0]] # so that what all have in common takes no digits from what differs
     mean, spread = x[rows].mean(0), x[rows].std(0)
-    x = ((x - mean)/np.where(spread > 1e-6*np.abs(mean) + 1e-9, spread, 1)).astype(np.float32)
+    x = ((x - mean)/np.where(spread > least, spread, 1)).astype(np.float32)
     last, k = x.shape[1] - 1, min(components, x.shape[1])
     directions = linalg.eigh(x[rows].T @ x[rows], subset_by_index=(last - k + 1, last))[1][:, ::-1]
     return np.ascontiguousarray(np.concatenate([x @ directions, np.ones((len(x), 1), np.float32)], 1).T)
@@ -245,7 +250,7 @@ class Prober:
         splits: list, # of `Split`
         components: int = 256, # at most so many principal components of the standardised feature are read
     ):
-        x = np.asarray(features, np.float64)
+        x = as_numbers(features, "features").astype(np.float64)
         if x.ndim != 2 or not np.isfinite(x).all(): raise InputError(f"features have shape {x.shape} or hold NaN; needed: (images, dimensions), all finite")
         self.splits, self.linear = splits, [{} for _ in splits] # logits of linear probes, by what they were asked
         self.inputs = [_standardised(x, np.concatenate([s.fit, s.choose]), components) for s in splits]
@@ -357,7 +362,7 @@ def probe(
     **options, # of `as_factor`: bins, period
 ) -> pd.DataFrame: # a row a metric: value, low, high, null, null_high, ceiling; NaN where not `measurable`
     "How much of a factor a feature holds, as far as this kind of probe can read it in groups that it has not seen."
-    groups = np.unique(groups, return_inverse=True)[1]
+    groups = np.unique(as_array(groups, "groups"), return_inverse=True)[1]
     factor = factor if isinstance(factor, Factor) else as_factor(factor, **options)
     if len(factor.labels) != len(groups) or len(features) != len(groups): raise InputError(f"{len(features)} features, {len(factor.labels)} values of the factor and {len(groups)} groups; needed: one of each an image")
     scores = probe_factors(Prober(features, group_splits(groups, folds, seed)), {"": factor}, groups, kind, permutations, seed)
@@ -370,8 +375,8 @@ def barber_agakov(
     groups=None, # `(n,)`; None: every image for itself
 ) -> tuple: # (nats, low, high)
     "H(f) - E[-log q(f|x)], a lower bound of I(x; f) (Barber and Agakov, 2003), with its 95 % interval. It may be negative."
-    labels = np.asarray(labels)
-    log_q, groups = np.asarray(log_q, np.float64), np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    labels = as_label_array(labels)
+    log_q, groups = as_numbers(log_q, "log_q").astype(np.float64), np.arange(len(labels)) if groups is None else np.unique(as_array(groups, "groups"), return_inverse=True)[1]
     total = np.logaddexp.reduce(log_q, 1)
     if log_q.ndim != 2 or len(log_q) != len(labels) or np.abs(total).max() > 1e-4: raise InputError(f"log_q has shape {log_q.shape} and rows that sum to exp({total.min():.3g}) to exp({total.max():.3g}); needed: log-probabilities, a row for each of {len(labels)} labels")
     e = estimate(score(log_q, Factor(labels))["nats"], groups)
@@ -387,7 +392,7 @@ def class_means(
     components: int = 256, # as in `Prober`
 ) -> np.ndarray: # `(n, K)` held-out log-probabilities
     "Eq. (4): softmax of distances to class means, by the shared covariance, shrunk; shrinkage and temperature chosen on images of their own."
-    x, y = np.asarray(features, np.float64), np.asarray(labels)
+    x, y = as_numbers(features, "features").astype(np.float64), as_label_array(labels)
     out = np.full((len(x), int(y.max()) + 1), np.nan)
     for split in splits:
         train = np.concatenate([split.fit, split.choose])
@@ -419,7 +424,7 @@ def sufficiency(
     seed: int = 0,
 ) -> dict: # metric -> `Scores`: `accuracy`, and `nats`, a lower bound of I(feature; y)
     "Tell known identities apart on images that were held out."
-    factor = Factor(np.unique(identity, return_inverse=True)[1])
+    factor = Factor(np.unique(as_array(identity, "identity"), return_inverse=True)[1])
     mixed = factor.take(np.random.default_rng(seed).permutation(len(factor.labels)))
     scores, null = (score(class_means(features, f.labels, image_splits(f.labels, folds, seed)), f) for f in (factor, mixed))
     return {metric: Scores(values, [float(null[metric].mean())], dict(accuracy=100., nats=factor.entropy())[metric]) for metric, values in scores.items()}
@@ -432,9 +437,10 @@ def modality_purity(
     groups=None, # `(n + m,)` identities, visible first: neighbours of the same one do not count
 ) -> tuple: # `(n + m,)` share of the `k` nearest (by angle) that have the image's own modality; what a random neighbour would give
     "Do images lie among their own modality?"
-    x = _unit(np.concatenate([visible, infrared]))
+    x = _unit(np.concatenate([as_numbers(visible, "visible"), as_numbers(infrared, "infrared")]))
+    groups = None if groups is None else as_array(groups, "groups")
     own = np.repeat([0, 1], [len(visible), len(infrared)])
-    same, other = own[:, None] == own, ~np.eye(len(x), dtype=bool) if groups is None else np.asarray(groups)[:, None] != np.asarray(groups)
+    same, other = own[:, None] == own, ~np.eye(len(x), dtype=bool) if groups is None else groups[:, None] != groups
     if other.sum(1).min() < k: raise InputError(f"an image has only {other.sum(1).min()} others to be compared with, fewer than k={k}")
     nearest = np.where(other, x @ x.T, -np.inf).argsort(1)[:, -k:]
     return np.take_along_axis(same, nearest, 1).mean(1), (same & other).sum(1)/other.sum(1)
@@ -455,12 +461,13 @@ def mmd(
     seed: int = 0,
 ) -> Discrepancy:
     "Squared maximum mean discrepancy of two samples, RBF kernel with the median distance as width (Gretton et al., 2012)."
-    x, n = np.concatenate([a, b]).astype(np.float64), len(a)
+    x, n = np.concatenate([as_numbers(a, "a"), as_numbers(b, "b")]).astype(np.float64), len(a)
     if min(n, len(b)) < 2: raise InputError(f"samples of {n} and {len(b)}: each side needs at least 2")
+    x = x - x.mean(0) # a distance knows no origin, but its rounding does
     square = np.maximum((x**2).sum(1)[:, None] + (x**2).sum(1) - 2*x @ x.T, 0)
-    kernel = np.exp(-square/max(np.median(square[np.triu_indices(len(x), 1)]), 1e-12))
+    kernel = np.exp(-square/max(np.median(square[np.triu_indices(len(x), 1)]), np.finfo(np.float64).tiny))
     np.fill_diagonal(kernel, 0)
-    rng, groups = np.random.default_rng(seed), np.zeros(len(x)) if groups is None else np.asarray(groups)
+    rng, groups = np.random.default_rng(seed), np.zeros(len(x)) if groups is None else np.unique(as_array(groups, "groups"), return_inverse=True)[1]
     order = np.argsort(groups, kind="stable")
     sides = np.zeros((permutations + 1, len(x)))
     sides[0, :n] = 1

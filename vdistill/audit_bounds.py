@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits, image_splits, open_audit, score
 from .bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
-from .core import InputError, as_tensor
+from .core import InputError, as_label_array, as_numbers
 from .data import MODALITIES
 from .plots import COLOURS, in_house_style, new_axes
 from .training import write_csv
@@ -30,12 +30,14 @@ def pair_rows(
     seed: int = 0,
 ) -> tuple: # people with both modalities `(n,)`, rows of their images `(2, times, n)`
     "Of everyone one visible and one infrared image, drawn anew each time."
+    modality = as_label_array(modality, "modality")
+    names, identity = np.unique(as_label_array(identity, "identity"), return_inverse=True)
     people = np.intersect1d(*(identity[modality == m] for m in (0, 1)))
     if len(people) < 10: raise InputError(f"{len(people)} people have images in both modalities; at least 10 are needed, to learn from some and to test on others")
     order, rng = np.lexsort((modality, identity)), np.random.default_rng(seed)
     key = 2*identity[order] + modality[order]
     first, last = (np.searchsorted(key, 2*people + np.array([[0], [1]]), side) for side in ("left", "right"))
-    return people, order[(first[:, None] + rng.random((2, times, len(people)))*(last - first)[:, None]).astype(int)]
+    return names[people], order[(first[:, None] + rng.random((2, times, len(people)))*(last - first)[:, None]).astype(int)]
 
 # %% ../nbs/looking/21b_audit_bounds.ipynb #c009
 class Metric(nn.Module):
@@ -147,9 +149,10 @@ def across(
     shuffled: bool = False, # infrared images of somebody else: the null
 ) -> dict: # bound -> `Nats`
     "I(z_visible; z_infrared) of people that the critic has not seen."
+    groups = as_label_array(groups, "groups")
     people, rows = pair_rows(identity, modality, times, seed)
     of = np.unique(groups[rows[0, 0]], return_inverse=True)[1]
-    unit = F.normalize(as_tensor(np.asarray(features, np.float32)), dim=1)
+    unit = F.normalize(torch.from_numpy(np.require(as_numbers(features, "features").astype(np.float32, copy=False), requirements="W")), dim=1)
     parts, sizes = [], []
     for split in group_splits(of, folds, seed):
         fit, choose, test = (_strangers(rows[:, :, some], seed) if shuffled else rows[:, :, some] for some in split)
@@ -180,6 +183,7 @@ def by_classes(
     seed: int = 0,
 ) -> dict: # bound -> `Nats`; with BA, the classifier's own
     "I(z; class) by a classifier, on its own and as the critic of contrastive bounds."
+    log_q, labels, groups = as_numbers(log_q, "log_q").astype(np.float64, copy=False), as_label_array(labels), as_label_array(groups, "groups")
     factor, known = Factor(labels), np.flatnonzero(labels >= 0)
     items = np.random.default_rng(seed).choice(known, size=(times, batch)) # with replacement: see below
     log_p = np.log(np.maximum(np.bincount(labels[known], minlength=log_q.shape[1]), 1)/len(known))

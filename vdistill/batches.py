@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from .augmentation import Augmentation, Counter, random_flip
 from .cache import on_device
-from .core import InputError, generator
+from .core import InputError, as_label_array, generator
 
 # %% ../nbs/reid/12_batches.ipynb #c007
 class IdentitySampler:
     "Batches of P identities x K images x both modalities; yields (visible, infrared) index arrays, paired row by row."
     def __init__(self,
-        identity, # `(N,)` whole numbers
+        identity, # `(N,)` whole numbers or names
         modality, # `(N,)` 0 visible, 1 infrared
         identities_per_batch: int = 16, # P
         images_per_identity: int = 2, # K, for each modality
         seed: int = 0,
     ):
-        identity, modality = np.asarray(identity), np.asarray(modality)
+        identity, modality = as_label_array(identity, "identity"), as_label_array(modality, "modality")
         self.images = images_by_identity(identity, modality)
         self.identities = np.array(sorted(self.images))
         self.label = np.where(np.isin(identity, self.identities), np.searchsorted(self.identities, identity), -1) # `(N,)` class 0, 1, …; -1 where never drawn
@@ -101,8 +101,9 @@ def given_labels(
     seed: int = 0,
 ) -> np.ndarray: # `(N,)`, -1 where there is no label
     "Labels with the mistakes and gaps that labels have."
-    out, modality = np.array(identity), np.asarray(modality)
-    rng, names = np.random.default_rng(generator("labels", seed=seed).initial_seed()), np.unique(identity)
+    if as_label_array(identity, "identity").dtype.kind == "U": raise InputError("identity holds names; needed: whole numbers from 0, as -1 says that there is no label")
+    out, modality = as_label_array(identity, "identity").copy(), as_label_array(modality, "modality")
+    rng, names = np.random.default_rng(generator("labels", seed=seed).initial_seed()), np.unique(out)
     out[np.isin(out, rng.permutation(names)[:round(missing*len(names))])] = -1
     for m in (0, 1):
         rows = np.flatnonzero((out >= 0) & (modality == m))

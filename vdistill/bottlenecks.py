@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import InputError, plain
+from .core import InputError, as_tensor, as_tensors, plain, warn_of_probabilities
 from .information import kl_divergence
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c009
@@ -60,7 +60,7 @@ def gaussian_kl(
     log_variance: Tensor, # `(B, D)`
 ) -> Tensor: # `(B,)`, nats, float32 or better
     "D_KL[N(mean, variance) ‖ N(0, 1)], summed over dimensions."
-    mean, log_variance = (x if x.dtype == torch.float64 else x.float() for x in (mean, log_variance))
+    mean, log_variance = (x if x.dtype == torch.float64 else x.float() for x in as_tensors(mean, log_variance))
     return 0.5 * (mean.square() + log_variance.expm1() - log_variance).sum(1)
 
 def sample_gaussian(
@@ -113,7 +113,9 @@ def vib_loss(
 ) -> Tensor: # nats
     "The deep variational information bottleneck: cross-entropy + β KL (Alemi et al. 2017)."
     if not beta >= 0: raise InputError(f"beta must be 0 or positive, got {beta}")
-    return F.cross_entropy(logits, labels) + beta * kl.mean()
+    logits, labels, kl = as_tensors(logits, labels, kl, name="logits, labels and kl")
+    warn_of_probabilities(logits)
+    return F.cross_entropy(logits, labels if labels.is_floating_point() else labels.long()) + beta * kl.mean()
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c027
 def over_branches(
@@ -169,6 +171,7 @@ def js_information(
     scores: Tensor, # `(n, n)`, a critic's scores; its diagonal are the pairs that belong together
 ) -> Tensor: # nats, at most 2 log 2
     "Lower bound of 2 JS[joint ‖ product of marginals] (the f-GAN bound; Hjelm et al. 2019)."
+    scores = as_tensor(scores, "scores")
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2: raise InputError(f"scores of all pairs of 2 samples or more are needed, (n, n); got {tuple(scores.shape)}")
     n, pairs = len(scores), scores.diagonal()
     mixed = (F.softplus(scores).sum() - F.softplus(pairs).sum()) / (n * (n - 1))

@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import InputError, generator
+from .core import InputError, as_tensor, as_tensors, generator
 from .information import mutual_information
 
 # %% ../nbs/information/04_bounds.ipynb #c006
@@ -24,6 +24,7 @@ def positives_and_negatives(
     negatives: Tensor|None = None, # `(…, n, m - 1)`, with the second form
 ) -> tuple[Tensor, Tensor]: # `(…, n)` and `(…, n, m - 1)`, float32 or better
     "Split scores into positives and the negatives of each."
+    scores, negatives = (as_tensor(scores, "scores"), None) if negatives is None else as_tensors(scores, negatives, name="scores")
     if negatives is None:
         if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or scores.shape[-1] < 2: raise InputError(f"scores have shape {tuple(scores.shape)}; needed: (n, n) with n >= 2, or (n,) and negatives (n, m - 1)")
         n, scores = scores.shape[-1], _precise(scores)
@@ -32,7 +33,9 @@ def positives_and_negatives(
     if negatives.shape[:-1] != scores.shape or 0 in negatives.shape: raise InputError(f"scores {tuple(scores.shape)} and negatives {tuple(negatives.shape)}; needed: (n,) and (n, m - 1), with m >= 2")
     return _precise(scores), _precise(negatives)
 
-def _precise(x): return x if x.dtype == torch.float64 else x.float()
+def _precise(x):
+    x = as_tensor(x)
+    return x if x.dtype == torch.float64 else x.float()
 
 # %% ../nbs/information/04_bounds.ipynb #c009
 def alpha_floor(
@@ -111,6 +114,7 @@ def outcomes(
     negatives: str = "batch", # `batch`: the other rows' y (m = n); `fresh`: m - 1 new y, the same for all rows; `per row`: new ones for each
 ) -> tuple: # x `(T, n)`, y `(T, n)`, negatives `(T, n, m - 1)`, probability `(T,)`
     "Every draw of a batch from a discrete distribution."
+    joint = as_tensor(joint, "joint")
     schemes = {"batch": 0, "fresh": m - 1, "per row": n*(m - 1)}
     if negatives not in schemes: raise InputError(f"negatives={negatives!r}: can enumerate {', '.join(schemes)}")
     extra = schemes[negatives]
@@ -130,6 +134,7 @@ def draw_scores(
     negatives: str = "batch", # as in `outcomes`
 ) -> tuple: # positives `(…, T, n)`, negatives `(…, T, n, m - 1)`, probability `(T,)`
     "The scores of every draw."
+    joint, log_critic = as_tensors(joint, log_critic, name="tables")
     x, y, others, p = outcomes(joint, n, m, negatives)
     return log_critic[..., x, y], log_critic[..., x[..., None], others], p
 
@@ -144,6 +149,7 @@ def largest_violation(
     seed: int = 0,
 ) -> float: # nats; positive: no lower bound
     "max over critics of E[bound] - I, exact for each critic, by gradient ascent on its table."
+    joint = as_tensor(joint, "joint")
     log_g = torch.randn(restarts, *joint.shape, generator=generator("critic", seed=seed), dtype=torch.float64).requires_grad_()
     optimizer, best = torch.optim.Adam([log_g], lr=.2), -math.inf
     x, y, others, p = outcomes(joint, n, m, negatives)
@@ -250,7 +256,7 @@ def leave_one_out(
     log_likelihood: Tensor, # `(n, n)` log p(y_j | x_i)
 ) -> Tensor: # nats
     "Leave-one-out (Poole et al., 2019): p(y) replaced by the mean over the other x; an upper bound if p(y|x) is exact."
-    own, other = positives_and_negatives(log_likelihood.mT)
+    own, other = positives_and_negatives(as_tensor(log_likelihood, "log_likelihood").mT)
     return (own - _log_mean(other)).mean(-1)
 
 # %% ../nbs/information/04_bounds.ipynb #c040
@@ -260,6 +266,7 @@ def optimal_critic(
     epsilon: float = 0., # α/m, of ml_cpc
 ) -> Tensor: # scores
     "The scores that make a bound largest as n grows: log r, for NWJ one more, for α-ML-CPC log r/(ε r + 1 - ε)."
+    log_ratio = _precise(log_ratio)
     if bound in ("cpc", "dv", "mine", "js", "smile"): return log_ratio
     if bound == "nwj": return log_ratio + 1
     if bound != "ml_cpc" or not 0 < epsilon < 1: raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, or ml_cpc with epsilon = α/m between 0 and 1")
@@ -271,6 +278,7 @@ def skew_kl(
     mutual_information: float|None = None, # E_p log r where it is known: a control variate, which takes noise away
 ) -> Tensor: # nats
     "K_ε = KL[p ‖ ε p + (1 - ε) q] from samples: the largest value of α-ML-CPC as n grows."
+    log_ratio = _precise(log_ratio)
     best = optimal_critic(log_ratio, epsilon=epsilon)
     if mutual_information is None: return best.mean(-1)
     off = log_ratio - log_ratio.mean(-1, keepdim=True)
@@ -357,6 +365,8 @@ def ml_cpc_embedded(
     tile: int = 4096, # negatives at a time
 ) -> Tensor: # nats
     "`ml_cpc` of the scores a · b without ever holding them: memory grows with n + m."
+    a, b = as_tensors(a, b, name="embeddings")
+    negatives = None if negatives is None else as_tensor(negatives, "negatives", a)
     if a.shape != b.shape or a.ndim != 2 or (negatives is not None and negatives.shape[1:] != a.shape[1:]): raise InputError(f"a {tuple(a.shape)}, b {tuple(b.shape)}, negatives {None if negatives is None else tuple(negatives.shape)}; needed: (n, d), (n, d), (m - 1, d)")
     n, m = len(a), len(a) if negatives is None else len(negatives) + 1
     if m < 2 or tile < 1: raise InputError(f"m={m}, tile={tile}: needed are at least one negative and a tile of at least 1")

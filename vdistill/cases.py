@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import InputError, as_tensor
+from .core import InputError, as_array, as_numbers, as_tensor
 from .data import MODALITIES
 from .plots import plot_attention, plot_cameras
 from .report import Search, ranked_figure, save_figure, search_distances, search_features, searches, slug
@@ -83,8 +83,8 @@ def camera_table(
     exclude=None, # `(Q, G)` bool, True: this pair does not count
 ) -> pd.DataFrame: # query_camera, gallery_camera, queries, valid, rank-1, mAP (percent, NaN where no query is valid)
     "Scores of each query camera against each gallery camera; `all` stands for every camera of that side."
-    distances, q_ids, g_ids = np.asarray(distances), np.asarray(query_ids), np.asarray(gallery_ids)
-    exclude = np.zeros(distances.shape, bool) if exclude is None else np.asarray(exclude)
+    distances, q_ids, g_ids = as_numbers(distances, "distances"), as_array(query_ids, "query_ids"), as_array(gallery_ids, "gallery_ids")
+    exclude = np.zeros(distances.shape, bool) if exclude is None else as_numbers(exclude, "exclude")
     rows = []
     for q_camera, q in _by_camera(query_cameras):
         for g_camera, g in _by_camera(gallery_cameras):
@@ -93,7 +93,7 @@ def camera_table(
     return pd.DataFrame(rows)
 
 def _by_camera(cameras): # (camera, rows), and all of them
-    cameras = np.asarray(cameras)
+    cameras = as_array(cameras, "cameras")
     return [*((str(c), np.flatnonzero(cameras == c)) for c in np.unique(cameras)), ("all", np.arange(len(cameras)))]
 
 def _cell(d, q_ids, g_ids, exclude):

@@ -10,7 +10,7 @@ __all__ = ['app', 'Run', 'Settings', 'Place', 'Device', 'SYMBOLS', 'parse_settin
            'spell_out', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
-import codecs, contextlib, dataclasses, importlib.util, os, shlex, sys, unicodedata, warnings
+import codecs, contextlib, dataclasses, os, shlex, sys, unicodedata, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer

@@ -9,7 +9,7 @@ __all__ = ['vsd_loss', 'vml_loss', 'vcd_loss', 'VariationalDistillation', 'relea
 from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
-from .core import InputError
+from .core import InputError, as_tensors
 from .information import _log_probabilities, js_divergence, kl_divergence
 
 # %% ../nbs/information/03_distillation.ipynb #c010
@@ -21,6 +21,7 @@ def vsd_loss(
     detach: bool = True, # no gradient to the observation; False: as (8) is written
 ) -> Tensor: # nats
     "Variational self-distillation, D_KL[P_v ‖ P_z] (Tian et al. 2021, eq. 8)."
+    observation_logits, representation_logits = as_tensors(observation_logits, representation_logits, name="logits")
     if detach: observation_logits = observation_logits.detach()
     return kl_divergence(observation_logits, representation_logits, temperature, reduction)
 
@@ -95,8 +96,10 @@ def released_loss(
     representation_logits: Tensor, # `(B, C)`
 ) -> Tensor: # between -log(C - 1 + e)/C and 0; not a divergence
     "What the authors' released code minimises for VSD and VCD, -(H(P_z) + ⟨P_z, P_v⟩)/C: for study only."
+    observation_logits, representation_logits = as_tensors(observation_logits, representation_logits, name="logits")
     log_v, log_z = _log_probabilities(observation_logits.detach(), representation_logits, 1.0)
-    return (log_z.exp() * (log_z - log_v.exp())).mean()
+    z = log_z.exp()
+    return (z * (torch.where(z > 0, log_z, 0) - log_v.exp())).mean() # 0 log 0 is 0
 
 class ReleasedDistillation(nn.Module):
     "The released code's VSD and VCD terms with its weights, in the calling form of `VariationalDistillation`; it has no VML."

@@ -6,8 +6,8 @@
 __all__ = ['CRITICS', 'PASSES', 'STAGES', 'Task', 'correlation_for', 'correlated_gaussian', 'student_t', 'asinh', 'spiral',
            'additive_noise', 'mixture', 'discrete', 'mlp', 'SeparableCritic', 'JointCritic', 'BilinearCritic',
            'HypersphereCritic', 'Objective', 'objective', 'EstimateWarning', 'MIEstimate', 'Plan', 'build_critic',
-           'estimate_mi', 'as_columns', 'held_out', 'mean_and_error', 'doubts', 'self_consistency', 'staircase',
-           'plateaus']
+           'estimate_mi', 'as_columns', 'held_out', 'mean_and_error', 'distinct_rows', 'doubts', 'self_consistency',
+           'staircase', 'plateaus']
 
 # %% ../nbs/information/05_estimation.ipynb #c002
 import copy, dataclasses, inspect, math, warnings
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from . import bounds
 from .bounds import MINE, alpha_floor, ceiling
-from .core import InputError, as_tensor, generator, half_width, plain, seeded
+from .core import InputError, as_array, as_tensor, generator, half_width, plain, seeded
 from .information import mutual_information
 
 # %% ../nbs/information/05_estimation.ipynb #c006
@@ -265,7 +265,9 @@ def estimate_mi(
     "Mutual information of two columns, by training a critic: held-out value in nats, and its spread over seeds."
     alpha, clip, seeds, batch = plain((alpha, clip, seeds, batch))
     x, y, plan, seeds = as_columns(x, "x"), as_columns(y, "y"), Plan(batch, steps, learning_rate, check, patience, device).checked(), (seeds,) if isinstance(seeds, int) else tuple(seeds)
-    if len(x) != len(y): raise InputError(f"x has {len(x)} rows and y {len(y)}; they must be paired row by row")
+    x, y, repeats = _once(x, y)
+    if repeats: batch = min(batch, len(x)//5)
+    plan = plan._replace(batch=batch)
     if len(x) < 5*batch: raise InputError(f"{len(x)} pairs are too few for batches of {batch}: a fifth of them is held out; pass batch={max(len(x)//5, 2)} or less")
     if not seeds: raise InputError("no seeds; pass at least one")
     if alpha is None: alpha = alpha_floor(batch, batch) if bound == "ml_cpc" else 1.
@@ -274,33 +276,61 @@ def estimate_mi(
     table, history = pd.DataFrame([row for row, _ in runs]), pd.concat([h for _, h in runs], ignore_index=True)
     estimate = MIEstimate(float(table.value.mean()), float(table.value.std(ddof=1)) if len(table) > 1 else math.nan, float(table.noise.mean()), ceiling(batch, alpha) if bound in ("cpc", "ml_cpc") else math.inf,
                           bound, critic, float(alpha), batch, tuple(map(len, _split(len(x), seeds[0]))), table, history, [])
-    estimate.remarks = doubts(estimate)
+    estimate.remarks = _about_repeats(repeats, len(x), plan) + doubts(estimate)
     for remark in estimate.remarks: warnings.warn(remark, EstimateWarning, stacklevel=2)
     return estimate
 
+def _once(x, y): # rows that count, and how many others there are
+    if len(x) != len(y): raise InputError(f"x has {len(x)} rows and y {len(y)}; they must be paired row by row")
+    kept = distinct_rows(x, y)
+    return x[kept], y[kept], len(x) - len(kept)
+
+def _about_repeats(repeats, rows, plan, least=.01): # a sentence, from 1 % of the rows on
+    if repeats < least*(rows + repeats): return []
+    return [f"{repeats} of {rows + repeats} rows repeat an earlier one and are left out, since a critic knows a row again: the sample that counts has {rows} rows, in batches of {plan.batch}"]
+
 # %% ../nbs/information/05_estimation.ipynb #c025
 def as_columns(
-    values, # array, tensor, series or data frame
+    values, # array, tensor, list, series or data frame
     name: str = "x", # for messages
     levels: int = 50, # most that a column of text may have
-) -> Tensor: # `(N, d)` float32, each column standardised; text, categories and booleans one-hot
+) -> Tensor: # `(N, d)` float32, each column standardised; moments are numbers; text, categories and booleans one-hot
     "Numbers that a critic can read."
-    if torch.is_tensor(values): values = values.detach().cpu().double().numpy() if values.is_floating_point() else values.detach().cpu().numpy()
-    if not isinstance(values, (pd.DataFrame, pd.Series)):
-        values = np.asarray(values)
-        if values.ndim not in (1, 2): raise InputError(f"{name} has shape {values.shape}; needed: (N,) or (N, d)")
-    frame = values if isinstance(values, pd.DataFrame) else pd.DataFrame(values)
+    frame = _as_frame(values, name)
     if frame.empty: raise InputError(f"{name}: no values")
-    for column in frame:
-        values, what = frame[column], f"{name}, column {column}"
+    for column, values in frame.items():
+        what = f"{name}, column {column}"
         if values.isna().any(): raise InputError(f"{what}: {values.isna().sum()} missing values; drop those rows or fill them")
-        if pd.api.types.is_complex_dtype(values) or pd.api.types.is_datetime64_any_dtype(values): raise InputError(f"{what} holds {values.dtype}; turn it into numbers first")
-        if not pd.api.types.is_numeric_dtype(values) and values.nunique() > levels: raise InputError(f"{what} has {values.nunique()} different texts, more than {levels}: it looks like a name or a date, and would be learned by heart")
-    text = [c for c in frame if not pd.api.types.is_numeric_dtype(frame[c])]
-    wide = pd.get_dummies(frame, columns=text).to_numpy(np.float64)
+        if pd.api.types.is_complex_dtype(values): raise InputError(f"{what} holds {values.dtype}; turn it into numbers first")
+        if not _is_number(values) and values.nunique() > levels: raise InputError(f"{what} has {values.nunique()} different texts, more than {levels}: it looks like a name or a date, and would be learned by heart")
+    numbers, text = ([values for _, values in frame.items() if _is_number(values) == wanted] for wanted in (True, False))
+    wide = np.column_stack([*map(_differences, numbers), *(pd.get_dummies(values).to_numpy(np.float64) for values in text)])
     if not np.isfinite(wide).all(): raise InputError(f"{name}: infinite values; needed: finite numbers, a row a pair")
-    mean, spread = wide.mean(0), wide.std(0)
-    return torch.from_numpy((wide - mean)/np.where(spread > 1e-9*np.abs(mean), spread, 1) if len(wide) else wide).float()
+    return torch.from_numpy(_standardised(wide)).float()
+
+def _as_frame(values, name):
+    if isinstance(values, (pd.DataFrame, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)): return pd.DataFrame(values)
+    if torch.is_tensor(values): values = as_array(values)
+    try: array = np.asarray(values)
+    except ValueError: return pd.DataFrame(values) # rows of different lengths: values are missing
+    if array.ndim not in (1, 2): raise InputError(f"{name} has shape {array.shape}; needed: (N,) or (N, d)")
+    if array.dtype.kind in "biuf": return pd.DataFrame(as_array(array, name))
+    return pd.DataFrame(values if isinstance(values, list) else array).infer_objects() # columns of several kinds
+
+def _is_time(values): return pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values)
+def _is_number(values): return pd.api.types.is_numeric_dtype(values) or _is_time(values)
+
+def _differences(values): # float64; whole numbers and moments from the smallest on, which is exact
+    if not (pd.api.types.is_integer_dtype(values) or _is_time(values)): return values.to_numpy(np.float64)
+    whole = values.astype("int64").to_numpy() if _is_time(values) else values.to_numpy(np.uint64 if pd.api.types.is_unsigned_integer_dtype(values) else np.int64)
+    return (whole.astype(np.uint64) - whole.min(keepdims=True).astype(np.uint64)).astype(np.float64) # below 2⁶⁴, whatever the signs
+
+def _standardised(x): # `(N, d)`; columns that are constant up to float64's rounding become 0
+    x = np.ldexp(x, -np.frexp(np.abs(x).max(0))[1]) # by powers of two, so that neither sum nor square leaves float64
+    centred = x - x.mean(0)
+    centred -= centred.mean(0)
+    spread = np.where(np.abs(centred).max(0) > 4*np.finfo(np.float64).eps*np.abs(x).max(0), centred.std(0), np.inf)
+    return centred/spread
 
 def _split(n, seed): # positions to train on, to validate on, to test on: 60, 20, 20 %
     order = torch.randperm(n, generator=generator("split", seed=seed))
@@ -353,6 +383,22 @@ def mean_and_error(values: Tensor) -> tuple: # nats; the error counts each pair 
     "Mean over held-out batches and its standard error."
     return float(values.mean()), float(values.std()/(len(values)/PASSES)**.5) if len(values) > PASSES else 0.
 
+# %% ../nbs/information/05_estimation.ipynb #c025b
+def distinct_rows(
+    *columns: Tensor, # `(N, d)` each, of `as_columns`
+) -> Tensor: # positions: of rows that are copies only the first; of discrete ones all
+    "The rows of a table that count."
+    rows = pd.DataFrame(torch.cat(columns, 1).numpy())
+    copies = rows.duplicated().to_numpy()
+    different = rows[~copies]
+    discrete = [c for c in rows if copies.any() and _is_discrete(different[c].to_numpy())]
+    told_apart = len(different.drop_duplicates(discrete)) if discrete else 1
+    return torch.from_numpy(np.arange(len(rows)) if told_apart >= len(different)/2 else np.flatnonzero(~copies))
+
+def _is_discrete(values, few=10): # in rows that are all different: few values, or such as come back, or a third and more of an even grid
+    levels = np.unique(values)
+    return len(levels) <= few or len(levels) < len(values)/2 or 3*len(levels) > (levels[-1] - levels[0])/np.diff(levels).min()
+
 # %% ../nbs/information/05_estimation.ipynb #c027
 def doubts(
     estimate: MIEstimate,
@@ -362,7 +408,7 @@ def doubts(
     if (missing := bounds.shortfall(value, estimate.ceiling)) > .25: said.append(f"it is near the ceiling {estimate.ceiling:.2f} of {estimate.bound} with batches of {n}, and at least about {missing:.1f} nats short for it: take larger batches" + ", or ml_cpc"*(estimate.bound == "cpc"))
     if math.isinf(estimate.ceiling) and bounds.too_few(value, n): said.append(f"at {value:.1f} nats a batch of {n} is too small for {estimate.bound}: the pairs that decide its value are too rare to be in one, and its scatter does not show it; take larger batches, or ml_cpc")
     if estimate.noise > max(abs(value), .5): said.append(f"one batch of {n} scatters by {estimate.noise:.2f} nats, more than the value: take larger batches or a bound of less variance (ml_cpc)")
-    if value < -max(.02, 3*half_width(table.value)/2 if len(table) > 1 else .02): said.append("it is below zero, where no information is: the critic failed; take a smaller one, or more pairs")
+    if value < -max(.02, min(3*half_width(table.value)/2, .1) if len(table) > 1 else .02): said.append("it is below zero, where no information is: the critic failed; take a smaller one, or more pairs")
     for reason, what in dict(steps="stopped because the steps were over, not because it had settled: pass more steps", diverged="became infinite and was stopped: take a smaller learning rate").items():
         if count := (table.stopped == reason).sum(): said.append(f"{count} of {len(table)} trainings {what}")
     if table.gap.mean() > max(.5, .5*abs(value)): said.append(f"the training pairs give {table.gap.mean():.2f} nats more than held-out ones: the critic learns them by heart; more pairs or a smaller critic would help")
@@ -377,8 +423,9 @@ def self_consistency(
     **options, # of `estimate_mi`, the same for all
 ) -> pd.DataFrame: # test, value, spread, expected (from the data's own estimate), holds
     "Independence, data processing and additivity of an estimator, on these data."
-    x, y, batch = as_columns(x, "x"), as_columns(y, "y"), plain(options.get("batch", Plan().batch))
-    if len(x) < 10*batch: raise InputError(f"{len(x)} pairs are too few for batches of {batch}: one test halves their number; pass batch={max(len(x)//10, 2)} or less")
+    x, y, repeats = _once(as_columns(x, "x"), as_columns(y, "y"))
+    batch = plain(options.get("batch", Plan().batch))
+    if len(x) < 10*batch: raise InputError(f"{len(x)} pairs" + " that are no repetitions"*(repeats > 0) + f" are too few for batches of {batch}: one test halves their number; pass batch={max(len(x)//10, 2)} or less")
     half, order = len(x)//2, torch.randperm(len(x), generator=generator("consistency", seed=seed))
     part = y[:, :max(y.shape[1]//2, 1)] if y.shape[1] > 1 else y + y.std()*torch.randn(y.shape, generator=generator("consistency", "noise", seed=seed))
     doubled = [torch.cat([v[order[:half]], v[order[half:2*half]]], 1) for v in (x, y)]

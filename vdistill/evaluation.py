@@ -77,7 +77,7 @@ def score_features(
     rows = []
     for name, (visible, infrared) in features.items():
         d = pairwise_distances(infrared, visible, metric)
-        back = None if exclude is None else as_tensor(exclude)
+        back = None if exclude is None else as_tensor(exclude, "exclude")
         rows += _rows(name, DIRECTIONS[0], retrieval_scores(d, infrared_ids, visible_ids, exclude=None if back is None else back.T, cmc=cmc))
         rows += _rows(name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back, cmc=cmc))
     return rows
@@ -220,7 +220,7 @@ def paired_differences(
 
 # %% ../nbs/reid/15_evaluation.ipynb #c033
 def _grey(images): # (B, H, W) float32, 0..255
-    images = as_tensor(images)
+    images = as_tensor(images, "images")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8: raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")
     return torch.einsum("bchw,c->bhw", images.float(), images.new_tensor([.299, .587, .114], dtype=torch.float32))
 
@@ -240,7 +240,7 @@ def hog_features(
     "Histograms of oriented gradients of scikit-image (Dalal and Triggs, 2005). Needs the extra `baselines`."
     skimage, why = optional("skimage.feature")
     if skimage is None: raise InputError(f"HOG needs scikit-image, which {why}: pip install vdistill[baselines]")
-    side = cell*block
+    side, images = cell*block, as_tensor(images, "images")
     if min(images.shape[-2:]) < side: raise InputError(f"images of {tuple(images.shape[-2:])} pixels are smaller than one HOG block of {side}; pass a smaller cell")
     grey = _grey(images).cpu().numpy()
     return torch.from_numpy(np.stack([skimage.hog(g, orientations, (cell, cell), (block, block)) for g in grey]))

@@ -8,8 +8,9 @@ __all__ = ['unit_distances', 'cross_modal_triplet', 'hardest', 'mutual_learning'
 # %% ../nbs/reid/14_identity_losses.ipynb #c002
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError
+from .core import InputError, as_labels, as_tensors
 from .information import kl_divergence
 
 # %% ../nbs/reid/14_identity_losses.ipynb #c009
@@ -18,19 +19,20 @@ def unit_distances(
     b: Tensor, # `(m, d)`
 ) -> Tensor: # `(n, m)`, 0 to 2, in float32 (float64 for float64 input)
     "Euclidean distances between L2-normalised features, with a gradient that stays finite at distance 0."
-    a, b = (F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1) for x in (a, b))
-    return (2 - 2*a@b.T).clamp_min(1e-7).sqrt()
+    a, b = (F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1) for x in as_tensors(a, b, name="features"))
+    return (2 - 2*(a@b.T if a.dtype == b.dtype else a.double()@b.T.double())).clamp_min(1e-7).sqrt()
 
 # %% ../nbs/reid/14_identity_losses.ipynb #c010
 def cross_modal_triplet(
     visible: Tensor, # `(n, d)` features
     infrared: Tensor, # `(m, d)` features
-    visible_label: Tensor, # `(n,)`
-    infrared_label: Tensor | None = None, # `(m,)`; None: the same as `visible_label`
+    visible_label: ArrayLike|Tensor, # `(n,)` whole numbers or names
+    infrared_label: ArrayLike|Tensor|None = None, # `(m,)`; None: the same as `visible_label`
     sharpness: float = 10., # s, which multiplies the difference of distances
 ) -> Tensor: # scalar
     "Batch-hard triplets between modalities, both ways, with a soft margin (metric term of eq. 17)."
-    infrared_label = visible_label if infrared_label is None else infrared_label
+    visible, infrared = as_tensors(visible, infrared, name="features")
+    visible_label, infrared_label = as_labels(visible_label, visible_label if infrared_label is None else infrared_label, like=visible)
     if visible.ndim != 2 or visible.shape[0] != len(visible_label) or infrared.shape[0] != len(infrared_label):
         raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, got {len(visible_label)} and {len(infrared_label)}")
     distances = unit_distances(visible, infrared)
@@ -44,6 +46,7 @@ def hardest(
     sharpness: float, # s
 ) -> Tensor: # scalar
     "Softplus of the furthest positive minus the nearest negative, mean over anchors that have both."
+    distances, same = as_tensors(distances, same, name="distances and masks")
     furthest = distances.masked_fill(~same, -torch.inf).amax(1)
     nearest = distances.masked_fill(same, torch.inf).amin(1)
     usable = same.any(1) & ~same.all(1)
@@ -57,5 +60,6 @@ def mutual_learning(
     detach: bool = True, # hold each target fixed, as published; False: the gradient flows through both sides
 ) -> Tensor: # nats, scalar
     "Symmetrised KL divergence between two predictions (deep mutual learning; DML term of eq. 17)."
+    logits_1, logits_2 = as_tensors(logits_1, logits_2, name="logits")
     target_1, target_2 = (logits_1.detach(), logits_2.detach()) if detach else (logits_1, logits_2)
     return kl_divergence(target_2, logits_1) + kl_divergence(target_1, logits_2)

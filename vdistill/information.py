@@ -8,14 +8,14 @@ __all__ = ['Table', 'marginal', 'as_table', 'conditional', 'extend', 'random_dis
            'js_divergence', 'expected_divergence']
 
 # %% ../nbs/information/01_information.ipynb #c002
-import itertools, math
+import itertools, math, warnings
 from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError, as_tensor
+from .core import InputError, LogitsWarning, as_numbers, as_tensor, as_tensors, warn_of_probabilities
 
 # %% ../nbs/information/01_information.ipynb #c006
 class Table:
@@ -24,7 +24,7 @@ class Table:
         p, # probabilities, any shape; they sum to one
         names=None, # one name an axis: `"y v z"` or a sequence; None: positions only
     ):
-        self.p = p.double() if torch.is_tensor(p) else np.asarray(p, dtype=np.float64)
+        self.p = _probabilities(p)
         self.names = tuple(range(self.p.ndim)) if names is None else tuple(names.split() if isinstance(names, str) else names)
         if len(set(self.names)) != self.p.ndim: raise InputError(f"a table with {self.p.ndim} axes needs {self.p.ndim} different names, got {self.names}")
         if not bool((self.p >= 0).all()): raise InputError("a probability table has an entry that is negative or not a number")
@@ -44,6 +44,9 @@ class Table:
         raise InputError(f"no axis {a!r} in a table over {self.names}")
 
     def __repr__(self): return f"Table({', '.join(f'{n}: {k}' for n, k in zip(self.names, self.p.shape))})"
+
+def _probabilities(p): # float64
+    return p.double() if torch.is_tensor(p) else as_numbers(p, "a probability table").astype(np.float64, copy=False)
 
 # %% ../nbs/information/01_information.ipynb #c009
 def marginal(
@@ -87,7 +90,7 @@ def extend(
 ) -> Table: # with one more axis, the last
     "Add a variable that depends on one that is there, and on nothing else."
     (g,), ndim = table.axes(given), table.p.ndim
-    p = p.double() if torch.is_tensor(p) else np.asarray(p, dtype=np.float64)
+    p = _probabilities(p)
     if p.ndim != 2 or p.shape[0] != table.p.shape[g]: raise InputError(f"p({name} | {given}) needs shape ({table.p.shape[g]}, n), got {tuple(p.shape)}")
     if not np.allclose(p.detach().sum(1) if torch.is_tensor(p) else p.sum(1), 1, atol=1e-6): raise InputError(f"every row of p({name} | {given}) must sum to 1")
     shape = [1] * ndim + [p.shape[1]]
@@ -153,7 +156,7 @@ def relative_entropy(
     p, q = as_table(p), as_table(q)
     if p.names != q.names or p.p.shape != q.p.shape: raise InputError(f"two tables over the same variables are needed, got {p} and {q}")
     if torch.is_tensor(p.p) or torch.is_tensor(q.p):
-        a, b = as_tensor(p.p), as_tensor(q.p)
+        a, b = as_tensors(p.p, q.p)
         return (torch.xlogy(a, a) - torch.xlogy(a, b)).sum()
     with np.errstate(divide="ignore"): ratio = np.log(np.where(p.p > 0, p.p, 1)) - np.log(np.where(p.p > 0, q.p, 1))
     return float((p.p * ratio).sum())
@@ -174,11 +177,13 @@ def information_regions(
 
 # %% ../nbs/information/01_information.ipynb #c040
 def _log_probabilities(p_logits, q_logits, temperature):
+    p_logits, q_logits = as_tensors(p_logits, q_logits, name="logits")
     if p_logits.ndim != 2 or p_logits.shape != q_logits.shape:
         raise InputError(f"two (B, C) logit tensors of one shape are needed, got {tuple(p_logits.shape)} and {tuple(q_logits.shape)}")
     if not (p_logits.is_floating_point() and q_logits.is_floating_point()):
         raise InputError(f"logits must be floating point, got {p_logits.dtype} and {q_logits.dtype}")
     if not temperature > 0: raise InputError(f"temperature must be positive, got {temperature}")
+    warn_of_probabilities(p_logits, q_logits)
     return [F.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, dim=1) for x in (p_logits, q_logits)]
 
 def _reduce(values, reduction):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .bounds import BoundWarning, alpha_floor, cpc, ml_cpc
-from .core import InputError, as_tensor, generator
+from .core import InputError, as_tensor, as_tensors, generator
 from .distillation import vsd_loss
 from .information import kl_divergence
 
@@ -30,6 +30,7 @@ def kd_loss(
     temperature: float = 4.,
 ) -> Tensor: # nats, times T²
     "T² KL of softened predictions (Hinton et al., 2015)."
+    teacher_logits, student_logits = as_tensors(teacher_logits, student_logits, name="logits")
     return temperature**2*kl_divergence(teacher_logits.detach(), student_logits, temperature)
 
 class KD(nn.Module):
@@ -70,8 +71,8 @@ class VID(nn.Module):
 
 # %% ../nbs/information/06_knowledge_distillation.ipynb #c017
 def _classes(values): # `(N,)`, checked
-    try: values = as_tensor(values).cpu()
-    except (TypeError, ValueError, RuntimeError): values = torch.empty(0)
+    try: values = as_tensor(values, "classes").cpu()
+    except InputError: values = torch.empty(0)
     if values.ndim != 1 or not len(values) or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool or values.min() < 0: raise InputError("classes: needed is a whole number from 0 for each training image, `(N,)`")
     if (values == values[0]).all(): raise InputError("negatives come from other classes; the training images have only one")
     return values.long()
@@ -81,6 +82,7 @@ def cosines(
     b: Tensor, # `(m, D)` of unit length
 ) -> Tensor: # `(n, m)`
     "a bᵀ in float32, under autocast too: divided by a temperature of .07, half precision's rounding would be felt."
+    a, b = as_tensors(a, b, name="features")
     with torch.autocast(a.device.type, enabled=False): return a.float() @ b.float().T
 
 class MemoryBank(nn.Module):
@@ -108,6 +110,7 @@ class MemoryBank(nn.Module):
         rng: torch.Generator|None = None,
     ) -> Tensor: # `(B, k)` images of other classes, with replacement
         "Uniform over the images of other classes."
+        labels = as_tensor(labels, "labels", self.order).long()
         first, count = self.first[labels][:, None], self.counts[labels][:, None]
         others = len(self.order) - count
         draw = (torch.rand(len(labels), k, generator=rng, device=rng.device if rng else self.order.device).to(self.order.device)*others).long().clamp(max=others - 1)
@@ -168,7 +171,7 @@ class CRD(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor|None = None, index: Tensor|None = None) -> Tensor: # summed over both directions
         "Student against the teacher's bank, and teacher against the student's. In training both banks then move; classes are those of the bank."
         if index is None or len(index) != len(student.features): raise InputError(f"CRD has to know which training images these are: pass index, `({len(student.features)},)` positions in classes")
-        index, bank = as_tensor(index, device=self.log_z.device), self.teacher_bank
+        index, bank = as_tensor(index, "index").to(self.log_z.device).long(), self.teacher_bank
         s, t = (F.normalize(f(x).float(), dim=1) for f, x in ((self.student, student.features), (self.teacher, teacher.features.detach())))
         rng = self.rng if self.training else generator("negatives", "evaluation", seed=self.seed)
         chosen = torch.cat([index[:, None], bank.negatives(bank.classes[index], self.k, rng)], 1)
@@ -237,6 +240,8 @@ def fit(
     each=None, # called with (epoch, student) after each epoch
 ) -> nn.Module: # the student
     "Cross-entropy and a distillation loss; Adam with a cosine schedule."
+    x, y = as_tensors(x, y, name="inputs and classes")
+    y = y if y.is_floating_point() else y.long()
     if (teacher is None) != (loss is None): raise InputError("a distillation loss needs the teacher's outputs, and they need a loss; pass both or neither")
     if not len(x) or len(x) != len(y): raise InputError(f"{len(x)} inputs and {len(y)} classes: needed is a class for each of at least one input")
     steps = max(len(x)//batch, 1)

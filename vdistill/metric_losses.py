@@ -10,8 +10,9 @@ __all__ = ['euclidean_distances', 'pair_masks', 'batch_hard', 'masked_softmax', 
 import math
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError
+from .core import InputError, as_labels, as_tensor, as_tensors, warn_of_probabilities
 
 # %% ../nbs/reid/14b_metric_losses.ipynb #c007
 def euclidean_distances(
@@ -19,19 +20,25 @@ def euclidean_distances(
     b: Tensor | None = None, # `(m, d)`; None: the same as `a`
 ) -> Tensor: # `(n, m)` in float32 (float64 for float64 input)
     "Euclidean distances between rows, exact where they are small beside the norms; the gradient at distance 0 is 0."
-    a, b = (x if x.dtype == torch.float64 else x.float() for x in (a, a if b is None else b))
+    a, b = _precise(*as_tensors(a, a if b is None else b, name="features"))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]: raise InputError(f"features {tuple(a.shape)} and {tuple(b.shape)}: pass (n, d) and (m, d)")
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
+def _precise(*tensors): # all in float32, or float64 where one of them is
+    kind = torch.float64 if torch.float64 in [x.dtype for x in tensors] else torch.float32
+    return tuple(x.to(kind) for x in tensors)
+
 # %% ../nbs/reid/14b_metric_losses.ipynb #c010
 def pair_masks(
-    label: Tensor, # `(n,)`
-    modality: Tensor | None = None, # `(n,)`; needed for `within` and `across`
+    label: ArrayLike|Tensor, # `(n,)` whole numbers or names
+    modality: ArrayLike|Tensor|None = None, # `(n,)`, whole numbers or names; needed for `within` and `across`
     pairs: str = "all", # or `within`, `across` modalities
 ) -> tuple: # positive, negative: `(n, n)` bool, anchors in rows
     "Which pairs of a batch are positives, and which are negatives."
     if pairs not in ("all", "within", "across"): raise InputError(f"pairs={pairs!r}: choose all, within or across")
     if pairs != "all" and modality is None: raise InputError(f"pairs={pairs!r} needs the modality of each row")
+    (modality,) = as_labels(modality, like=label if torch.is_tensor(label) else None, name="modality")
+    (label,) = as_labels(label, like=modality)
     same, itself = label[:, None] == label, torch.eye(len(label), dtype=torch.bool, device=label.device)
     allowed = torch.ones_like(itself) if pairs == "all" else (modality[:, None] == modality) == (pairs == "within")
     return same & allowed & ~itself, ~same & allowed
@@ -45,6 +52,8 @@ def batch_hard(
     weight: Tensor | None = None, # `(n,)` of each anchor; None: all the same
 ) -> Tensor: # scalar
     "Furthest positive against nearest negative, mean over anchors that have both (batch-hard triplet; Hermans et al. 2017)."
+    distances, positive, negative = as_tensors(distances, positive, negative, name="distances and masks")
+    weight = None if weight is None else as_tensor(weight, "weight", distances)
     furthest = distances.masked_fill(~positive, -torch.inf).amax(1)
     nearest = distances.masked_fill(~negative, torch.inf).amin(1)
     return _over_anchors(furthest - nearest, positive, negative, margin, weight)
@@ -61,6 +70,7 @@ def masked_softmax(
     mask: Tensor, # `(n, m)` bool
 ) -> Tensor: # `(n, m)`; rows sum to one, or to zero where the mask is empty
     "Softmax over the entries of each row that the mask selects."
+    scores, mask = as_tensors(scores, mask, name="scores and mask")
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(1)*mask
 
 def weighted_triplet(
@@ -69,6 +79,7 @@ def weighted_triplet(
     negative: Tensor, # `(n, m)` bool
 ) -> Tensor: # scalar
     "Softmax-weighted positives against softmax-weighted negatives (weighted regularised triplet of AGW; Ye et al. 2022)."
+    distances, positive, negative = as_tensors(distances, positive, negative, name="distances and masks")
     far = (masked_softmax(distances, positive)*distances).sum(1)
     near = (masked_softmax(-distances, negative)*distances).sum(1)
     return _over_anchors(far - near, positive, negative, None)
@@ -76,10 +87,12 @@ def weighted_triplet(
 # %% ../nbs/reid/14b_metric_losses.ipynb #c024
 def identity_centres(
     features: Tensor, # `(n, d)`
-    label: Tensor, # `(n,)`
-    wanted: Tensor, # `(m,)` labels
+    label: ArrayLike|Tensor, # `(n,)` whole numbers or names
+    wanted: ArrayLike|Tensor, # `(m,)` labels
 ) -> tuple: # `(m, d)` mean feature of each wanted identity, 0 where it has no image; `(m,)` how many images it has
     "The centre of each wanted identity."
+    features = as_tensor(features, "features")
+    label, wanted = as_labels(label, wanted, like=features)
     member = (wanted[:, None] == label).to(features.dtype)
     count = member.sum(1)
     return member@features/count.clamp_min(1)[:, None], count
@@ -87,31 +100,32 @@ def identity_centres(
 def hetero_centre(
     visible: Tensor, # `(n, d)` features
     infrared: Tensor, # `(m, d)` features
-    visible_label: Tensor, # `(n,)`
-    infrared_label: Tensor | None = None, # `(m,)`; None: the same as `visible_label`
+    visible_label: ArrayLike|Tensor, # `(n,)` whole numbers or names
+    infrared_label: ArrayLike|Tensor|None = None, # `(m,)`; None: the same as `visible_label`
 ) -> Tensor: # scalar
     "Squared distance of an identity's two centres, mean over identities that have both (hetero-centre loss; Zhu et al. 2020)."
-    visible, infrared, infrared_label = _sides(visible, infrared, visible_label, infrared_label)
+    visible, infrared, visible_label, infrared_label = _sides(visible, infrared, visible_label, infrared_label)
     (own, images), (other, partners) = identity_centres(visible, visible_label, visible_label), identity_centres(infrared, infrared_label, visible_label)
     weight = (partners > 0)/images
     return ((own - other).square().sum(1)*weight).sum()/torch.where((partners > 0).any(), weight.sum(), 1)
 
 def _sides(visible, infrared, visible_label, infrared_label):
-    infrared_label = visible_label if infrared_label is None else infrared_label
+    visible, infrared = _precise(*as_tensors(visible, infrared, name="features"))
+    visible_label, infrared_label = as_labels(visible_label, visible_label if infrared_label is None else infrared_label, like=visible)
     if visible.ndim != 2 or infrared.ndim != 2 or visible.shape[0] != len(visible_label) or infrared.shape[0] != len(infrared_label) or visible.shape[1] != infrared.shape[1]:
         raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, got {len(visible_label)} and {len(infrared_label)}")
-    return *(x if x.dtype == torch.float64 else x.float() for x in (visible, infrared)), infrared_label
+    return visible, infrared, visible_label, infrared_label
 
 # %% ../nbs/reid/14b_metric_losses.ipynb #c025
 def hetero_centre_triplet(
     visible: Tensor, # `(n, d)` features
     infrared: Tensor, # `(m, d)` features
-    visible_label: Tensor, # `(n,)`
-    infrared_label: Tensor | None = None, # `(m,)`; None: the same as `visible_label`
+    visible_label: ArrayLike|Tensor, # `(n,)` whole numbers or names
+    infrared_label: ArrayLike|Tensor|None = None, # `(m,)`; None: the same as `visible_label`
     margin: float | None = .3, # in the unit of the features; None: the soft margin
 ) -> Tensor: # scalar
     "Batch-hard on centres: an identity's other centre against the nearest centre of anybody else (hetero-centre triplet; Liu et al. 2021)."
-    visible, infrared, infrared_label = _sides(visible, infrared, visible_label, infrared_label)
+    visible, infrared, visible_label, infrared_label = _sides(visible, infrared, visible_label, infrared_label)
     label, infrared_row = torch.cat([visible_label, infrared_label]), torch.arange(len(visible_label) + len(infrared_label), device=visible.device) >= len(visible_label)
     sides = [identity_centres(x, y, y) for x, y in ((visible, visible_label), (infrared, infrared_label))]
     centres, images = (torch.cat(part) for part in zip(*sides))
@@ -126,8 +140,10 @@ def released_sinkhorn(
     tolerance: float = .1, # total change of u below which the rounds stop
 ) -> Tensor: # scalar, 0 to 2
     "Transport cost between two clouds of predictions as the authors' released code computes it in the place of mutual learning: for study only."
+    logits_1, logits_2 = as_tensors(logits_1, logits_2, name="logits")
     if logits_1.ndim != 2 or logits_2.ndim != 2 or logits_1.shape[1] != logits_2.shape[1]: raise InputError(f"logits {tuple(logits_1.shape)} and {tuple(logits_2.shape)}: pass (n, C) and (m, C)")
-    p, q = ((x if x.dtype == torch.float64 else x.float()).softmax(1) for x in (logits_1, logits_2))
+    warn_of_probabilities(logits_1, logits_2)
+    p, q = (x.softmax(1) for x in _precise(logits_1, logits_2))
     cost = euclidean_distances(p, q).square()
     u, v, going = cost.new_zeros(len(p), 1), cost.new_zeros(1, len(q)), torch.ones((), dtype=torch.bool, device=cost.device)
     for _ in range(rounds):
@@ -144,12 +160,14 @@ def _correction(exponent, dim, eps): # to the marginal 1/n along the other dimen
 # %% ../nbs/reid/14b_metric_losses.ipynb #c037
 def released_rank(
     features: Tensor, # `(n, d)`
-    label: Tensor, # `(n,)`
-    modality: Tensor, # `(n,)`
+    label: ArrayLike|Tensor, # `(n,)` whole numbers or names
+    modality: ArrayLike|Tensor, # `(n,)` whole numbers or names
     margins: tuple = (.9, 1.), # within a modality, across
     alphas: tuple = (2.2, 2.), # others further away than this do not count
 ) -> Tensor: # scalar
     "The list-wise metric term of the authors' released code: for study."
+    features = as_tensor(features, "features")
+    (label,), (modality,) = as_labels(label, like=features), as_labels(modality, like=features, name="modality")
     distances, total = euclidean_distances(F.normalize(features, dim=1)), 0
     for pairs, margin, alpha in zip(("within", "across"), margins, alphas):
         positive, negative = pair_masks(label, modality, pairs)

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from threadpoolctl import ThreadpoolController
-from .core import InputError, half_width, in_short, optional
+from .core import InputError, as_array, as_numbers, half_width, in_short, optional
 
 # %% ../nbs/looking/20_plots.ipynb #c007
 COLOURS = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", purple="#CC79A7", orange="#E69F00", sky="#56B4E9", black="#222222", olive="#8C8C00", brown="#8C564B", navy="#332288")
@@ -107,7 +107,7 @@ def embed_2d(
 ) -> tuple: # points `(N, 2)` float32, and the name of what made them
     "Map features to the plane by their angles. Raises `InputError` for values that are not finite."
     if method not in ("auto", "umap", "pca"): raise InputError(f"method {method!r} is not known; take 'auto', 'umap' or 'pca'")
-    x = np.asarray(features.detach().cpu() if hasattr(features, "detach") else features, np.float32)
+    x = as_numbers(features, "features").astype(np.float32, copy=False)
     if x.ndim != 2 or len(x) < 2: raise InputError(f"features have shape {x.shape}; needed: (images, dimensions) with at least two images")
     if not np.isfinite(x).all(): raise InputError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} features hold NaN or infinite values")
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -147,7 +147,7 @@ def _chosen(identity, modality, highlight): # evenly spread among those with bot
     return both[np.unique(np.linspace(0, len(both) - 1, min(highlight, len(both))).round().astype(int))]
 
 def _contours(ax, points, colour): # density of one modality, where seaborn is there and the points spread
-    if len(points) < 10 or (points.std(0) < 1e-6).any(): return
+    if len(points) < 10 or (points.std(0) <= 1e-6*np.abs(points).max(0)).any(): return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seaborn, why = optional("seaborn")
@@ -187,7 +187,7 @@ def plot_embedding(
     highlight: int = 10, # identities in colour, at most 10
 ): # the figure
     "Infrared and visible images in the plane: coloured by modality, and by identity."
-    points, modality = np.asarray(points, float), np.asarray(modality).astype(int)
+    points, modality = as_numbers(points, "points").astype(float), as_numbers(modality, "modality").astype(int)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points): raise InputError(f"points have shape {points.shape}; needed: (images, 2) with at least one image")
     if modality.shape != (len(points),) or not np.isin(modality, (0, 1)).all(): raise InputError(f"modality has shape {modality.shape} and values {np.unique(modality)[:5]}; needed: a 0 (visible) or 1 (infrared) for each of {len(points)} points")
     if identity is not None and len(identity) != len(points): raise InputError(f"{len(identity)} identities for {len(points)} points")
@@ -197,8 +197,8 @@ def plot_embedding(
     scatter_modalities(axes[0, 0], points, modality, size)
     axes[0, 0].set_title("by modality")
     if identity is not None:
-        chosen = _chosen(np.asarray(identity), modality, min(highlight, len(COLOURS)))
-        _by_identity(axes[0, 1], points, modality, np.asarray(identity), chosen, size)
+        chosen = _chosen(as_array(identity, "identity"), modality, min(highlight, len(COLOURS)))
+        _by_identity(axes[0, 1], points, modality, as_array(identity, "identity"), chosen, size)
         axes[0, 1].set_title(f"by identity, {len(chosen)} of {len(np.unique(identity))} in colour")
         axes[0, 1].set_xlabel("a line joins the two modalities of an identity", fontsize=11)
     for ax in axes[0]: ax.set(xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
@@ -207,7 +207,7 @@ def plot_embedding(
 
 # %% ../nbs/looking/20_plots.ipynb #c026
 def _pictures(images, lead, name): # (..., H, W, 3) uint8
-    x = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    x = as_array(images, "images")
     if x.ndim != lead + 3 or x.dtype != np.uint8 or not x.size: raise InputError(f"{name} are {x.dtype} of shape {x.shape}; needed: uint8 {'(rows, columns' if lead == 2 else '(rows'}, 3, H, W) or the same with channels last, at least one")
     if x.shape[-1] != 3 and x.shape[lead] != 3: raise InputError(f"{name} have shape {x.shape}: neither the first nor the last axis of an image has 3 channels")
     return x if x.shape[-1] == 3 else np.moveaxis(x, lead, -1)
@@ -236,9 +236,9 @@ def plot_ranked_lists(
     title: str = "", # above everything
 ): # the figure
     "Queries and the gallery images nearest to them, right ones framed green and wrong ones red."
-    queries, gallery, matches = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images"), np.asarray(matches, bool)
+    queries, gallery, matches = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images"), as_numbers(matches, "matches").astype(bool)
     rows, columns = gallery.shape[:2]
-    distances = None if distances is None else np.asarray(distances)
+    distances = None if distances is None else as_numbers(distances, "distances")
     for name, shape in (("query images", (len(queries), columns)), ("matches", matches.shape), ("distances", (rows, columns) if distances is None else distances.shape)):
         if shape != (rows, columns): raise InputError(f"{name} are for {shape} lists and places, gallery images for {(rows, columns)}")
     if titles is not None and len(titles) != rows: raise InputError(f"{len(titles)} titles for {rows} queries")
@@ -299,7 +299,7 @@ def plot_attention(
     title: str = "", # above everything
 ): # the figure
     "Images, and over some of them where a network looked."
-    images, maps = _pictures(images, 2, "images"), np.asarray(maps.detach().cpu() if hasattr(maps, "detach") else maps, float)
+    images, maps = _pictures(images, 2, "images"), as_numbers(maps, "maps").astype(float)
     rows, columns = images.shape[:2]
     if maps.shape != images.shape[:4]: raise InputError(f"maps have shape {maps.shape}; needed: a value for every pixel of the images, {images.shape[:4]}")
     if np.nanmin(maps, initial=0) < 0 or np.nanmax(maps, initial=0) > 1: raise InputError(f"maps reach from {np.nanmin(maps):.3g} to {np.nanmax(maps):.3g}; scale them to 0 to 1")
@@ -323,7 +323,7 @@ def plot_cmc(
     top: int = 50, # ranks shown, at most
 ): # the axes
     "Share of queries with a right match among the first k."
-    curves = {name: np.asarray(getattr(s, "cmc", s), float)[:top] for name, s in scores.items()}
+    curves = {name: as_numbers(getattr(s, "cmc", s), "scores").astype(float)[:top] for name, s in scores.items()}
     if not curves or not all(map(len, curves.values())): raise InputError("there is no curve to draw; pass at least one name with its scores")
     ax, top = _axes(ax, (7.5, 4)), max(map(len, curves.values()))
     styles = zip(COLOURS.values(), ["-", "--", "-.", ":"]*3)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError
+from .core import InputError, as_array
 from .reranking import rerank, rerank_densely
 from .retrieval import RetrievalScores, as_features, as_identities, check_conventions, pairwise_distances, retrieval_scores
 
@@ -76,9 +76,9 @@ def _side(features, ids, cameras, name): # tensor, identities, cameras (None sta
     return features, ids, _as_cameras(cameras, f"{name}_cameras", len(ids))
 
 def _as_cameras(cameras, name, images):
-    cameras = np.asarray(cameras.cpu() if isinstance(cameras, torch.Tensor) else cameras)
+    cameras = as_array(cameras, name)
     if cameras.shape != (images,) or cameras.dtype.kind not in "iu": raise InputError(f"{name} is {cameras.dtype} of shape {cameras.shape}; needed: one whole number for each of {images} images")
-    return cameras
+    return cameras.astype(np.int64, copy=False)
 
 def _device(device):
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

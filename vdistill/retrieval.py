@@ -12,7 +12,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError, as_tensor
+from .core import InputError, as_array, as_tensor
 
 # %% ../nbs/reid/15a_retrieval.ipynb #c007
 def pairwise_distances(
@@ -23,16 +23,17 @@ def pairwise_distances(
     "Distances between two sets of features. Raises `InputError` for shapes that do not fit and for values that are not finite."
     if metric not in ("cosine", "euclidean"): raise InputError(f"metric {metric!r} is not known; take 'cosine' or 'euclidean'")
     a, b = as_features(a, "a"), as_features(b, "b")
+    if a.dtype != b.dtype: a, b = a.double(), b.double()
     if a.shape[1] != b.shape[1]: raise InputError(f"features of {a.shape[1]} and of {b.shape[1]} dimensions cannot be compared; both sides need the same feature")
     if metric == "euclidean": return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return 1 - F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
 def as_features(
-    x, # `(N, D)` tensor or array
+    x, # `(N, D)` tensor, array or list
     name: str, # said in errors
 ) -> Tensor: # float32 or float64
     "Features as a tensor; raises `InputError` for another shape and for values that are not finite."
-    x = as_tensor(x)
+    x = as_tensor(x, f"features {name}")
     if x.ndim != 2 or not len(x): raise InputError(f"features {name} have shape {tuple(x.shape)}; needed: (images, dimensions) with at least one image")
     x = x if x.dtype == torch.float64 else x.float()
     if not x.isfinite().all(): raise InputError(f"features {name} hold {int((~x.isfinite()).sum())} values that are NaN or infinite; look at the training's loss before its scores")
@@ -118,12 +119,11 @@ def as_identities(
     length: int|None = None, # as many as there should be
 ) -> np.ndarray:
     "Identities as an array; raises `InputError` for another shape, type or number."
-    ids = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    ids = as_array(ids, name)
     if ids.ndim != 1: raise InputError(f"{name} has shape {ids.shape}; needed: one identity an image")
     if length is not None and len(ids) != length: raise InputError(f"{name} holds {len(ids)} identities, but the distances have {length} for them")
-    if ids.dtype.kind == "O" and all(isinstance(i, str) for i in ids): ids = ids.astype(str)
-    if ids.dtype.kind not in "iuU": raise InputError(f"{name} is of type {ids.dtype}; identities are whole numbers or strings")
-    return ids
+    if ids.dtype.kind not in "biuU" or ids.dtype == np.uint64: raise InputError(f"{name} is of type {ids.dtype}; identities are whole numbers or strings")
+    return ids if ids.dtype.kind == "U" else ids.astype(np.int64, copy=False)
 
 def _codes(query_ids, gallery_ids, shape=(None, None)): # the same small number for the same identity on both sides
     q, g = as_identities(query_ids, "query_ids", shape[0]), as_identities(gallery_ids, "gallery_ids", shape[1])
@@ -132,12 +132,12 @@ def _codes(query_ids, gallery_ids, shape=(None, None)): # the same small number 
     return codes[:len(q)], codes[len(q):]
 
 def check_distances(distances, exclude): # a float matrix and a bool one or None
-    d = as_tensor(distances).detach()
+    d = as_tensor(distances, "distances").detach()
     if d.ndim != 2: raise InputError(f"distances have shape {tuple(d.shape)}; needed: (queries, gallery)")
     if not all(d.shape): raise InputError(f"nothing to rank: {d.shape[0]} queries and a gallery of {d.shape[1]}")
     d = d if d.dtype in (torch.float32, torch.float64) else d.double() if d.device.type != "mps" else d.float()
     if exclude is None: return d, None
-    exclude = as_tensor(exclude, device=d.device)
+    exclude = as_tensor(exclude, "exclude").to(d.device)
     if exclude.dtype != torch.bool or exclude.shape != d.shape: raise InputError(f"exclude is {exclude.dtype} of shape {tuple(exclude.shape)}; needed: bool of shape {tuple(d.shape)}, True where a pair does not count")
     return d, exclude
 

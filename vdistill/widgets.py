@@ -20,7 +20,7 @@ from PIL import Image as Picture
 from tqdm.auto import tqdm
 from .bounds import BoundWarning, alpha_floor, ceiling, ml_cpc, optimal_critic, positives_and_negatives
 from .claims import CLAIMS, FAMILIES, TOLERANCE, Family, Systems, expected, kl
-from .core import InputError, generator
+from .core import InputError, as_numbers, as_tensor, generator
 from .distillation import released_loss
 from .estimation import correlated_gaussian, correlation_for
 from .information import js_divergence, kl_divergence, mutual_information, random_distribution
@@ -171,7 +171,7 @@ def _slider(name, value, low, high, step=.1, **style): return W.FloatSlider(valu
 def _choice(name, values, value): return W.SelectionSlider(options=[(f"{v:g}", v) for v in values], value=value, description=name, style=dict(description_width="initial"))
 
 def _numbers(values, name, shape): # float64, checked
-    x = np.asarray(values, np.float64) if not torch.is_tensor(values) else values.detach().cpu().double().numpy()
+    x = as_numbers(values, name).astype(np.float64)
     if x.ndim != len(shape) or not all(low <= n <= high for n, (low, high) in zip(x.shape, shape)): raise InputError(f"{name} has shape {x.shape}; needed: ({', '.join(f'{low} to {high}' for low, high in shape)})")
     if not np.isfinite(x).all(): raise InputError(f"{name} holds NaN or infinite values; needed: finite numbers")
     return x
@@ -189,7 +189,7 @@ def compare_logits(
     q_logits, # `(C,)` of the student
 ) -> dict: # p, q, `nats` and `gradients` (with respect to the student's logits) by name, and `least`: the q of the smallest released loss
     "Four losses between two distributions, and where each pulls the student."
-    p, q = torch.as_tensor(p_logits)[None].double(), torch.as_tensor(q_logits)[None].double().requires_grad_()
+    p, q = as_tensor(p_logits, "p_logits")[None].double(), as_tensor(q_logits, "q_logits").detach()[None].double().requires_grad_()
     values = dict(zip(LOSSES, (kl_divergence(p, q), kl_divergence(q, p), js_divergence(p, q), released_loss(p, q))))
     gradients = {name: torch.autograd.grad(value, q)[0][0].numpy() for name, value in values.items()}
     p = p.softmax(1)
