@@ -252,7 +252,7 @@ def test_maps_need_an_image_a_row():
 
 def test_twins_of_maps_are_drawn():
     figure = atlas().twin([dict(epoch=e, colour="hair") for e in (0, 5)], columns=2)
-    assert [ax.get_title() for ax in figure.axes] == ["v, epoch 0", "v, epoch 5"] and len(figure._repr_png_()) > 5000
+    assert [ax.get_title() for ax in figure.axes] == ["v, epoch 0", "v, epoch 5"] and np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("L")).std() > 1 # not blank
 
 
 # training, watched
