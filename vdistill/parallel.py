@@ -26,16 +26,19 @@ def launched() -> tuple: # (number of this process, number of processes)
     size = _whole("WORLD_SIZE", 1)
     if size == 1: return 0, 1
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]:
-        raise InputError(f"WORLD_SIZE={size} says that this is one of {size} processes, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
-                         "not set: start them with torchrun, which sets all of it, or unset WORLD_SIZE to train in one process")
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(f"WORLD_SIZE={size} says that this is one of {size} processes, but {', '.join(missing)} {verb} not set: "
+                         "start them with torchrun, which sets all of it, or unset WORLD_SIZE to train in one process")
     _whole("MASTER_PORT", 1, 65535)
     return _whole("RANK", 0, size - 1), size
 
 def _whole(name, low, high=None, why=""): # a variable of the environment
     text = os.environ[name].strip()
-    if text.isascii() and text.isdecimal() and low <= int(text) and (high is None or int(text) <= high): return int(text)
+    whole = text.isascii() and text.isdecimal()
+    if whole and low <= int(text) and (high is None or int(text) <= high): return int(text)
     needed = f"a whole number from {low} on" if high is None else f"a whole number from {low} to {high}"
-    raise InputError(f"{name}={text} in the environment: needed is {needed}{why}, as torchrun sets it; unset WORLD_SIZE to train in one process")
+    raise InputError(f"{name}={text} in the environment: needed is {needed}{why}, as torchrun sets it; "
+                     "unset WORLD_SIZE to train in one process")
 
 # %% ../nbs/reid/16d_parallel.ipynb #c005
 def world() -> tuple: # (number of this process, number of processes)
@@ -44,17 +47,20 @@ def world() -> tuple: # (number of this process, number of processes)
 
 def join_world(
     device: torch.device, # of this process
-    seconds: float = 1800, # after which a process that does not answer is taken for lost: others may decode a dataset, compile or write meanwhile
+    seconds: float = 1800, # then a process that does not answer is lost: others may decode a dataset or compile meanwhile
 ):
     "Meet the other processes that `torchrun` has started; nothing happens without it."
     rank, size = launched()
     if size == 1: return
-    if not dist.is_available(): raise InputError(f"WORLD_SIZE={size}, but this PyTorch was built without torch.distributed: unset WORLD_SIZE to train in one process")
+    if not dist.is_available():
+        raise InputError(f"WORLD_SIZE={size}, but this PyTorch has no torch.distributed: unset WORLD_SIZE to train in one process")
     if dist.is_initialized(): return
     if device.type == "cuda": torch.cuda.set_device(device)
-    try: dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=meet(rank, size, seconds), rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
+    place = dict(rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
+    try: dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=meet(rank, size, seconds), **place)
     except RuntimeError as e: # of the store, of gloo or of NCCL
-        raise InputError(f"process {rank} of {size} has lost contact with the others ({in_short(e)}); look at what they have written") from None
+        raise InputError(f"process {rank} of {size} has lost contact with the others ({in_short(e)}); "
+                         "look at what they have written") from None
 
 def own_device(
     device: torch.device, # that the configuration asks for
@@ -62,25 +68,28 @@ def own_device(
     "The GPU of this process, where `torchrun` has started several on a machine."
     if device.type != "cuda" or device.index is not None or launched()[1] == 1: return device
     gpus = torch.cuda.device_count()
-    if os.environ.get("LOCAL_RANK", "").strip(): return torch.device("cuda", _whole("LOCAL_RANK", 0, gpus - 1, f" (GPUs that this process sees: {gpus})"))
+    if os.environ.get("LOCAL_RANK", "").strip():
+        return torch.device("cuda", _whole("LOCAL_RANK", 0, gpus - 1, f" (GPUs that this process sees: {gpus})"))
     if gpus == 1: return device
-    raise InputError(f"WORLD_SIZE={launched()[1]} says that there are several processes, but LOCAL_RANK is not set, so nothing says which of {gpus} GPUs is this one's: start them with torchrun, which sets it")
+    raise InputError(f"WORLD_SIZE={launched()[1]} says that there are several processes, but LOCAL_RANK is not set, "
+                     f"and nothing else says which of {gpus} GPUs is this one's: start them with torchrun, which sets it")
 
 # %% ../nbs/reid/16d_parallel.ipynb #meet02
 _meetings = itertools.count() # of this process
 
 def _address(): return os.environ["MASTER_ADDR"].strip(), int(os.environ["MASTER_PORT"])
 
-def _patience(rank, size, seconds, first): # a call waits a moment for those that are missing, and says so when that is due
+def _patience(rank, size, seconds, first): # a call waits a moment for those that are missing, and says so when it is time
     began, due = time.monotonic(), [first]
     def wait(missing, speaks=True):
-        passed, who = time.monotonic() - began, f"process{'es'*(len(missing) > 1)} {', '.join(map(str, missing))} of {size}"
+        who = f"process{'es'*(len(missing) > 1)} {', '.join(map(str, missing))} of {size}"
+        passed, where = time.monotonic() - began, ":".join(map(str, _address()))
         if passed >= seconds:
-            raise InputError(f"process {rank} of {size} has not met the others within {seconds:g} s: {who} did not come to {':'.join(map(str, _address()))}; "
+            raise InputError(f"process {rank} of {size} has not met the others within {seconds:g} s: {who} did not come to {where}; "
                              "look at what they have written, and whether each machine reaches MASTER_ADDR")
         if passed >= due[0]:
             due[0] *= 2
-            if speaks: warnings.warn(f"waiting for {who} at {':'.join(map(str, _address()))}, for {passed:.0f} s so far", stacklevel=3)
+            if speaks: warnings.warn(f"waiting for {who} at {where}, for {passed:.0f} s so far", stacklevel=3)
         time.sleep(.05)
     return wait
 
@@ -90,11 +99,13 @@ def _answers(): # is the store there? A plain socket asks without filling the sc
     return True
 
 def _open_store(keeps, size, seconds):
-    options = dict(wait_for_workers=False, multi_tenant=True, use_libuv=os.environ.get("USE_LIBUV", "1") == "1") # as torch asks
+    libuv = os.environ.get("USE_LIBUV", "1") == "1" # as torch asks
+    options = dict(wait_for_workers=False, multi_tenant=True, use_libuv=libuv)
     try: return dist.TCPStore(*_address(), size, keeps, timedelta(seconds=seconds), **options)
     except RuntimeError as e:
         if not keeps: raise
-        raise InputError(f"process 0 of {size} cannot keep its store at MASTER_PORT={_address()[1]}: choose another port ({in_short(e)})") from None
+        raise InputError(f"process 0 of {size} cannot keep its store at MASTER_PORT={_address()[1]}: "
+                         f"choose another port ({in_short(e)})") from None
 
 def meet(
     rank: int, size: int, # of `launched`
@@ -102,11 +113,13 @@ def meet(
     first: float = 10, # after so many seconds a warning says who is waited for; again after twice as many, and so on
 ) -> dist.Store: # at which all have come
     "Wait until all processes have come."
-    wait, keeps = _patience(rank, size, seconds, first), rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    wait = _patience(rank, size, seconds, first)
+    keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" # else torchrun does
     while not keeps and not _answers(): wait([0])
     place = f"vdistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_meetings)}"
     store, numbers = dist.PrefixStore(place, _open_store(keeps, size, max(seconds, 1))), [str(r) for r in range(size)]
-    if store.add(numbers[rank], 1) > 1: raise InputError(f"two processes say that they are number {rank}: RANK has to differ among all {size}")
+    if store.add(numbers[rank], 1) > 1:
+        raise InputError(f"two processes say that they are number {rank}: RANK has to differ among all {size}")
     while not store.check(numbers):
         missing = [r for r in range(size) if not store.check([numbers[r]])]
         if missing: wait(missing, speaks=rank == min(set(range(size)) - set(missing))) # one speaks for all
