@@ -32,11 +32,11 @@ def cross_modal_triplet(
 ) -> Tensor: # scalar
     "Batch-hard triplets between modalities, both ways, with a soft margin (metric term of eq. 17)."
     visible, infrared = as_tensors(visible, infrared, name="features")
-    visible_label, infrared_label = as_labels(visible_label, visible_label if infrared_label is None else infrared_label, like=visible)
-    if visible.ndim != 2 or visible.shape[0] != len(visible_label) or infrared.shape[0] != len(infrared_label):
-        raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, got {len(visible_label)} and {len(infrared_label)}")
+    own, other = as_labels(visible_label, visible_label if infrared_label is None else infrared_label, like=visible)
+    if visible.ndim != 2 or visible.shape[0] != len(own) or infrared.shape[0] != len(other):
+        raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, got {len(own)} and {len(other)}")
     distances = unit_distances(visible, infrared)
-    same = visible_label[:, None] == infrared_label[None, :]
+    same = own[:, None] == other[None, :]
     return .5*(hardest(distances, same, sharpness) + hardest(distances.T, same.T, sharpness))
 
 # %% ../nbs/reid/14_identity_losses.ipynb #c011

@@ -37,10 +37,10 @@ def pair_masks(
     "Which pairs of a batch are positives, and which are negatives."
     if pairs not in ("all", "within", "across"): raise InputError(f"pairs={pairs!r}: choose all, within or across")
     if pairs != "all" and modality is None: raise InputError(f"pairs={pairs!r} needs the modality of each row")
-    (modality,) = as_labels(modality, like=label if torch.is_tensor(label) else None, name="modality")
-    (label,) = as_labels(label, like=modality)
-    same, itself = label[:, None] == label, torch.eye(len(label), dtype=torch.bool, device=label.device)
-    allowed = torch.ones_like(itself) if pairs == "all" else (modality[:, None] == modality) == (pairs == "within")
+    (side,) = as_labels(modality, like=label if torch.is_tensor(label) else None, name="modality")
+    (y,) = as_labels(label, like=side)
+    same, itself = y[:, None] == y, torch.eye(len(y), dtype=torch.bool, device=y.device)
+    allowed = torch.ones_like(itself) if pairs == "all" else (side[:, None] == side) == (pairs == "within")
     return same & allowed & ~itself, ~same & allowed
 
 # %% ../nbs/reid/14b_metric_losses.ipynb #c013
@@ -92,8 +92,8 @@ def identity_centres(
 ) -> tuple: # `(m, d)` mean feature of each wanted identity, 0 where it has no image; `(m,)` how many images it has
     "The centre of each wanted identity."
     features = as_tensor(features, "features")
-    label, wanted = as_labels(label, wanted, like=features)
-    member = (wanted[:, None] == label).to(features.dtype)
+    own, asked = as_labels(label, wanted, like=features)
+    member = (asked[:, None] == own).to(features.dtype)
     count = member.sum(1)
     return member@features/count.clamp_min(1)[:, None], count
 
@@ -104,8 +104,8 @@ def hetero_centre(
     infrared_label: ArrayLike|Tensor|None = None, # `(m,)`; None: the same as `visible_label`
 ) -> Tensor: # scalar
     "Squared distance of an identity's two centres, mean over identities that have both (hetero-centre loss; Zhu et al. 2020)."
-    visible, infrared, visible_label, infrared_label = _sides(visible, infrared, visible_label, infrared_label)
-    (own, images), (other, partners) = identity_centres(visible, visible_label, visible_label), identity_centres(infrared, infrared_label, visible_label)
+    visible, infrared, y, z = _sides(visible, infrared, visible_label, infrared_label)
+    (own, images), (other, partners) = identity_centres(visible, y, y), identity_centres(infrared, z, y)
     weight = (partners > 0)/images
     return ((own - other).square().sum(1)*weight).sum()/torch.where((partners > 0).any(), weight.sum(), 1)
 
@@ -125,9 +125,10 @@ def hetero_centre_triplet(
     margin: float | None = .3, # in the unit of the features; None: the soft margin
 ) -> Tensor: # scalar
     "Batch-hard on centres: an identity's other centre against the nearest centre of anybody else (hetero-centre triplet; Liu et al. 2021)."
-    visible, infrared, visible_label, infrared_label = _sides(visible, infrared, visible_label, infrared_label)
-    label, infrared_row = torch.cat([visible_label, infrared_label]), torch.arange(len(visible_label) + len(infrared_label), device=visible.device) >= len(visible_label)
-    sides = [identity_centres(x, y, y) for x, y in ((visible, visible_label), (infrared, infrared_label))]
+    visible, infrared, *labels = _sides(visible, infrared, visible_label, infrared_label)
+    label = torch.cat(labels)
+    infrared_row = torch.arange(len(label), device=visible.device) >= len(labels[0])
+    sides = [identity_centres(x, y, y) for x, y in zip((visible, infrared), labels)]
     centres, images = (torch.cat(part) for part in zip(*sides))
     return batch_hard(euclidean_distances(centres), pair_masks(label, infrared_row, "across")[0], pair_masks(label)[1], margin, 1/images)
 
