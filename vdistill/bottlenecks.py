@@ -234,7 +234,8 @@ def symmetrised_kl(
     mean_2: Tensor, log_variance_2: Tensor, # `(B, D)`
 ) -> Tensor: # `(B,)`, nats, float32 or better
     "½ (KL[N₁ ‖ N₂] + KL[N₂ ‖ N₁]) of two diagonal Gaussians."
-    mean_1, log_variance_1, mean_2, log_variance_2 = (x if x.dtype == torch.float64 else x.float() for x in (mean_1, log_variance_1, mean_2, log_variance_2))
+    codes = mean_1, log_variance_1, mean_2, log_variance_2
+    mean_1, log_variance_1, mean_2, log_variance_2 = (x if x.dtype == torch.float64 else x.float() for x in codes)
     difference = (mean_1 - mean_2).square()
     ratio = (log_variance_1 - log_variance_2).cosh() - 1
     return 0.5 * (ratio + 0.5 * difference * ((-log_variance_1).exp() + (-log_variance_2).exp())).sum(1)

@@ -147,7 +147,8 @@ def after_training(
     try: yield
     except Exception as e: # whatever draws or prints
         with contextlib.suppress(OSError):
-            typer.echo(f"note: the training is finished and in {run_dir}, but it could not all be shown ({in_short(e)}); again: vdistill show {shlex.quote(str(run_dir))}", err=True)
+            typer.echo(f"note: the training is finished and in {run_dir}, but it could not all be shown ({in_short(e)}); "
+                       f"again: vdistill show {shlex.quote(str(run_dir))}", err=True)
 
 @contextlib.contextmanager
 def stopping(
@@ -376,7 +377,8 @@ def finish(
     typer.echo(official_table(results) if dataset.published else scores_table(results))
     if not dataset.published and "HOG" not in set(results.method):
         why = optional("skimage.feature")[1]
-        typer.echo("HOG was not measured: " + (f"scikit-image {why}: pip install vdistill[baselines]" if why else "an image is smaller than one of its blocks"))
+        small = "an image is smaller than one of its blocks"
+        typer.echo("HOG was not measured: " + (f"scikit-image {why}: pip install vdistill[baselines]" if why else small))
     typer.echo(f"drawing pictures into {run_dir} …", err=True)
     typer.echo("pictures: " + "  ".join(str(p) for p in write_pictures(run_dir, dataset, device=device)))
 
@@ -641,9 +643,9 @@ def main():
     "The console script."
     for stream in (sys.stdout, sys.stderr): spell_out(stream)
     warnings.showwarning = _note
-    if sys.argv[1:2] != ["lab"]: os.environ["MPLBACKEND"] = "agg" # pictures go into files; a kernel's own back end may not be here
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace") # a terminal that has no arrows shows question marks
+    if sys.argv[1:2] != ["lab"]: os.environ["MPLBACKEND"] = "agg" # for files; a kernel's back end may not be here
+    for stream in (sys.stdout, sys.stderr): # a terminal that has no arrows shows question marks
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
     try: app()
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)

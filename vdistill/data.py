@@ -130,28 +130,31 @@ def read_image(
     path, # any format that pillow reads
     mode: str = "RGB", # or `L`, grey
 ) -> np.ndarray: # uint8, `(H, W, 3)` or `(H, W)`
-    "Decode one image; raises `InputError` that names the file. More than 8 bits a channel are stretched between black and white, see below; NaN is black."
+    "Decode one image, more than 8 bits stretched between black and white; raises `InputError` that names the file."
     try:
         if Path(path).stat().st_size == 0: raise InputError(f"{path}: empty file")
         with Image.open(path) as opened:
             kind = _deep_colours(opened, path)
-            image = Image.fromarray(_stretch(_both_bytes(path, kind), path)) if kind else ImageOps.exif_transpose(opened) # as every viewer shows it
+            if kind: image = Image.fromarray(_stretch(_both_bytes(path, kind), path))
+            else: image = ImageOps.exif_transpose(opened) # as every viewer shows it
             if image.mode[0] in "IF": image = Image.fromarray(_stretch(np.asarray(image), path))
             return np.asarray(image.convert(mode))
     except FileNotFoundError: raise InputError(f"{path}: missing") from None
     except InputError: raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         other = isinstance(e, UnidentifiedImageError) and _begins(path, b"II*\0", b"MM\0*")
-        raise InputError(f"{path}: no image, or not all of it{', or a TIFF of a kind that pillow does not read: save it as PNG'*other} ({type(e).__name__})") from None
+        other = ", or a TIFF of a kind that pillow does not read: save it as PNG"*other
+        raise InputError(f"{path}: no image, or not all of it{other} ({type(e).__name__})") from None
 
 # %% ../nbs/reid/10_data.ipynb #c018
 def _stretch(x, path): # to uint8, linearly from black to white
-    if not (finite := np.isfinite(x)).any(): raise InputError(f"{path}: no pixel is a finite number; write the image again")
+    finite = np.isfinite(x)
+    if not finite.any(): raise InputError(f"{path}: no pixel is a finite number; write the image again")
     low, high = _limits(x if finite.all() else np.where(finite, x, np.median(x[finite])))
     x = np.nan_to_num(x.astype(np.float64), nan=low, posinf=high, neginf=low)
     return (np.clip((x - low)/(high - low if high > low else 1), 0, 1)*255).round().astype(np.uint8)
 
-def _limits(x): # black and white: the lowest and highest value after a median of three down the columns, then along the rows
+def _limits(x): # black and white: lowest and highest after a median of three down the columns, then along the rows
     for _ in range(2):
         a, b, c = x[:-2], x[1:-1], x[2:]
         x = (np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c)) if len(x) >= 8 else x).swapaxes(0, 1)
@@ -161,11 +164,12 @@ def _limits(x): # black and white: the lowest and highest value after a median o
 def _begins(path, *magic): # whether the file begins with one of these four bytes
     with open(path, "rb") as file: return file.read(4) in magic
 
-def _deep_colours(opened, path): # how the file holds colours of more than 8 bits, of which pillow keeps 8; "" where it holds none
+def _deep_colours(opened, path): # how colours of more than 8 bits, of which pillow keeps 8, lie in the file; or ""
     if opened.mode[0] in "IF" or not getattr(opened, "tile", None): return ""
     args, kind = opened.tile[0].args, opened.format
     args = args if isinstance(args, tuple) else (args,)
-    if kind == "TIFF" and opened.tag_v2.get(284) == 2 and max(opened.tag_v2.get(258, (8,))) > 8: return "TIFF in planes" # 284: planar configuration, 258: bits
+    if kind == "TIFF" and opened.tag_v2.get(284) == 2 and max(opened.tag_v2.get(258, (8,))) > 8: # 258: bits
+        return "TIFF in planes" # 284: planar configuration
     if kind == "PPM" and isinstance(args[-1], int) and args[-1] > 255: return kind
     if kind == "SGI" and (opened.tile[0].codec_name == "SGI16" or args[-1] == 2): return kind # 2: bytes a channel
     if kind == "JPEG2000" and _jpeg2000_bits(path) > 8: return kind
@@ -184,12 +188,15 @@ def _both_bytes(path, kind): # the colours without alpha: `(H, W)` or `(H, W, 3)
         high, low, *_ = np.moveaxis(_decoded(path, "RGBA"), -1, 0)
     elif kind[:-1] in ("RGB;16", "RGBA;16", "RGBX;16"): # it keeps the high byte; told the wrong order, the low one
         high, low = (_decoded(path, order)[..., :3] for order in (kind, kind[:-1] + SWAPPED[kind[-1]]))
-    else: raise InputError(f"{path}: colours of more than 8 bits in a form of which pillow keeps 8 ({kind}); save it as PNG")
+    else:
+        what = "colours of more than 8 bits in a form of which pillow keeps 8"
+        raise InputError(f"{path}: {what} ({kind}); save it as PNG")
     return high.astype(np.uint16) << 8 | low
 
 def _decoded(path, kind):
     with Image.open(path) as opened:
-        opened.tile = [tile._replace(args=(kind, *tile.args[1:]) if isinstance(tile.args, tuple) else kind) for tile in opened.tile]
+        args = lambda old: (kind, *old[1:]) if isinstance(old, tuple) else kind
+        opened.tile = [tile._replace(args=args(tile.args)) for tile in opened.tile]
         return np.asarray(ImageOps.exif_transpose(opened))
 
 # %% ../nbs/reid/10_data.ipynb #c019
@@ -537,8 +544,9 @@ def image_shape(
 ) -> tuple|None: # `(H, W)`, None where it cannot be read
     "The size in the header, without decoding."
     try:
-        with Image.open(path) as image: # 274: orientation; above 4 it lies on its side, and pillow has turned the size of a TIFF itself
-            return image.size if image.getexif().get(274, 1) > 4 and image.format != "TIFF" else image.size[::-1]
+        with Image.open(path) as image: # 274: orientation; above 4 it lies on its side
+            lies = image.getexif().get(274, 1) > 4 and image.format != "TIFF" # whose size pillow has turned itself
+            return image.size if lies else image.size[::-1]
     except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError): return None
 
 # %% ../nbs/reid/10_data.ipynb #c065

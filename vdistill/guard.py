@@ -58,7 +58,7 @@ def _asks_to_stop(number): # not where somebody ignores it, or has a use of thei
     return handler == signal.SIG_DFL or (number in (signal.SIGINT, signal.SIGTERM) and callable(handler))
 
 class Signals:
-    "Within, signals that ask to stop are noted in `caught`; a second SIGINT interrupts. Outside the main thread nothing is caught."
+    "Within, signals that ask to stop are noted in `caught`; a second SIGINT interrupts. Nothing is, outside the main thread."
     caught = 0
     def __enter__(self):
         self.caught, self.before = 0, {}
@@ -118,7 +118,8 @@ def gpu_failed(
     if not isinstance(error, getattr(torch, "AcceleratorError", ())) and not any(word in str(error) for word in ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS")): return ""
     return f"the GPU has failed ({str(error).splitlines()[0][:120]}), and this process cannot use it any more; nvidia-smi and the system's log say more"
 
-SPAWN = "PyTorch had used a GPU before this process was forked, and refuses to here: start the process with multiprocessing.get_context('spawn')"
+SPAWN = ("PyTorch had used a GPU before this process was forked, and refuses to here: "
+         "start the process with multiprocessing.get_context('spawn')")
 
 def fork_refused(
     error: Exception,

@@ -53,12 +53,13 @@ def _or_agg(make):
         try: return make(*args, **options)
         except (ImportError, RuntimeError) as e: # a module, Qt, a display: something that the back end needs is missing
             if plt.get_backend().lower() == "agg": raise
-            warnings.warn(f"matplotlib's back end {plt.get_backend()!r} cannot be used here ({in_short(e)}): figures go into files only", stacklevel=3)
+            warnings.warn(f"matplotlib's back end {plt.get_backend()!r} cannot be used here ({in_short(e)}): "
+                          "figures go into files only", stacklevel=3)
             plt.switch_backend("agg")
             return make(*args, **options)
     return figure
 
-new_figure, new_axes = _or_agg(plt.figure), _or_agg(plt.subplots) # as those; by Agg where the back end that MPLBACKEND names cannot be loaded
+new_figure, new_axes = _or_agg(plt.figure), _or_agg(plt.subplots) # as those; by Agg where the back end cannot be loaded
 
 def _axes(ax, size): return new_axes(figsize=size, layout="constrained")[1] if ax is None else ax
 
@@ -114,7 +115,8 @@ def embed_2d(
     if method == "pca" or (method == "auto" and len(x) < 10): return _pca(x, seed), "PCA"
     points, why = _umap(x, seed)
     if points is not None: return points, "UMAP"
-    if method == "umap": raise InputError(f"UMAP needs umap-learn, which {why}: pip install vdistill[plots]; or take method='pca'")
+    if method == "umap":
+        raise InputError(f"UMAP needs umap-learn, which {why}: pip install vdistill[plots]; or take method='pca'")
     if why == "is not installed": return _pca(x, seed), "PCA (for UMAP: pip install vdistill[plots])"
     warnings.warn(f"umap-learn {why}: PCA takes its place", stacklevel=2)
     return _pca(x, seed), "PCA (UMAP cannot be used here)"
@@ -126,7 +128,7 @@ def _pca(x, seed):
 
 _mapped_in = set() # processes that UMAP has run in
 
-def _umap(x, seed): # points, or None and why; it raises the process's number of threads: what runs afterwards should not pay for a picture
+def _umap(x, seed): # points, or None and why; UMAP raises the number of threads: what runs afterwards should not pay for it
     if _mapped_in - {os.getpid()}: return None, "cannot be used in a process that was forked from one where it has run"
     before = {pool.filepath: pool.num_threads for pool in ThreadpoolController().lib_controllers}
     with warnings.catch_warnings():
@@ -134,7 +136,9 @@ def _umap(x, seed): # points, or None and why; it raises the process's number of
         umap, why = optional("umap")
         if umap is None: return None, why
         _mapped_in.add(os.getpid())
-        try: return umap.UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x).astype(np.float32), ""
+        try:
+            mapped = umap.UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)
+            return mapped.astype(np.float32), ""
         except Exception as e: return None, f"has failed ({in_short(e)})" # as a compiler and its cache can in many ways
         finally:
             for pool in ThreadpoolController().lib_controllers: pool.set_num_threads(before.get(pool.filepath, pool.num_threads))
@@ -151,7 +155,8 @@ def _contours(ax, points, colour): # density of one modality, where seaborn is t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seaborn, why = optional("seaborn")
-        try: seaborn and seaborn.kdeplot(x=points[:, 0], y=points[:, 1], ax=ax, levels=3, thresh=.2, color=colour, linewidths=1, alpha=.6)
+        look = dict(levels=3, thresh=.2, color=colour, linewidths=1, alpha=.6)
+        try: seaborn and seaborn.kdeplot(x=points[:, 0], y=points[:, 1], ax=ax, **look)
         except Exception as e: why = f"has failed ({in_short(e)})"
     if why not in ("", "is not installed"): warnings.warn(f"seaborn {why}: the map has no contours", stacklevel=2)
 

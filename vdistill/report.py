@@ -36,7 +36,8 @@ def scores_table(
     head = [" "*sum(wide) + "  ".join(d.center(8*len(METRICS)) for d in DIRECTIONS), "method".ljust(wide[0]) + "feature".ljust(wide[1]) + "  ".join("".join(m.rjust(8) for m in METRICS) for _ in DIRECTIONS)]
     rows = [names[i][0].ljust(wide[0]) + names[i][1].ljust(wide[1]) + "  ".join("".join(f"{v:8.1f}" for v in values.iloc[i][d]) for d in DIRECTIONS) for i in order]
     what, seen = results.iloc[0], results[results.headline & (results.feature != "none")].get("validation", pd.Series(dtype=float)) # empty where nothing was chosen (hold_out=false), or where it is not told
-    foot = [f"{what.dataset}, {what.split} identities, seed {what.seed}; {what.protocol}; percent. * headline feature" + ", chosen on validation identities"*bool(seen.notna().any())]
+    protocol = results.protocol.iloc[-1] # of the trained method, which also says whom it knows
+    foot = [f"{what.dataset}, {what.split} identities, seed {what.seed}; {protocol}; percent. * headline feature" + ", chosen on validation identities"*bool(seen.notna().any())]
     return "\n".join([*head, *rows, *foot])
 
 def _place(method): return -1 if method in ABOVE else BELOW.index(method) + 1 if method in BELOW else 0
