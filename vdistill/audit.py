@@ -139,7 +139,7 @@ def _standardised(x, rows, components): # (d', n) float32: principal components,
     least = 4*np.finfo(np.float64).eps*np.abs(x[rows]).max(0)
     x = x - x[rows[0]] # so that what all have in common takes no digits from what differs
     mean, spread = x[rows].mean(0), x[rows].std(0)
-    x = ((x - mean)/np.where(spread > least, spread, 1)).astype(np.float32)
+    x = ((x - mean)/np.where(spread > least, spread, 1)).clip(-30, 30).astype(np.float32) # beyond: out of what was seen
     last, k = x.shape[1] - 1, min(components, x.shape[1])
     directions = linalg.eigh(x[rows].T @ x[rows], subset_by_index=(last - k + 1, last))[1][:, ::-1]
     return np.ascontiguousarray(np.concatenate([x @ directions, np.ones((len(x), 1), np.float32)], 1).T)
