@@ -69,7 +69,7 @@ def own_device(
     if device.type != "cuda" or device.index is not None or launched()[1] == 1: return device
     gpus = torch.cuda.device_count()
     if os.environ.get("LOCAL_RANK", "").strip():
-        return torch.device("cuda", _whole("LOCAL_RANK", 0, gpus - 1, f" (GPUs that this process sees: {gpus})"))
+        return torch.device("cuda", _whole("LOCAL_RANK", 0, max(gpus - 1, 0), f" (GPUs that this process sees: {gpus})"))
     if gpus == 1: return device
     raise InputError(f"WORLD_SIZE={launched()[1]} says that there are several processes, but LOCAL_RANK is not set, "
                      f"and nothing else says which of {gpus} GPUs is this one's: start them with torchrun, which sets it")
