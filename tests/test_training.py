@@ -286,7 +286,7 @@ def test_results(run):
 
 def test_the_folder(run):
     trainer, results = run
-    assert {p.name for p in trainer.run_dir.iterdir()} == {"config.yaml", "history.csv", "results.csv", "model.safetensors", "state.pt", "checksums.json", "previous"}
+    assert {p.name for p in trainer.run_dir.iterdir()} == {"config.yaml", "history.csv", "results.csv", "model.safetensors", "state.pt", "checksums.json", "seen.json", "previous"}
     assert check_checkpoint(trainer.run_dir) == []
     pd.testing.assert_frame_equal(pd.read_csv(trainer.run_dir / "history.csv"), pd.DataFrame(trainer.history), check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_csv(trainer.run_dir / "results.csv", dtype=dict(commit=str)), results, check_dtype=False) # a commit may look like a number: 3e95110
