@@ -90,12 +90,13 @@ def extend(
 ) -> Table: # with one more axis, the last
     "Add a variable that depends on one that is there, and on nothing else."
     (g,), ndim = table.axes(given), table.p.ndim
-    p = _probabilities(p)
+    joint, p = table.p, _probabilities(p)
+    if torch.is_tensor(joint) != torch.is_tensor(p): joint, p = as_tensors(joint, p)
     if p.ndim != 2 or p.shape[0] != table.p.shape[g]: raise InputError(f"p({name} | {given}) needs shape ({table.p.shape[g]}, n), got {tuple(p.shape)}")
     if not np.allclose(p.detach().sum(1) if torch.is_tensor(p) else p.sum(1), 1, atol=1e-6): raise InputError(f"every row of p({name} | {given}) must sum to 1")
     shape = [1] * ndim + [p.shape[1]]
     shape[g] = p.shape[0]
-    return Table(table.p[..., None] * p.reshape(shape), [*table.names, name])
+    return Table(joint[..., None] * p.reshape(shape), [*table.names, name])
 
 def random_distribution(
     *shape: int, # the last axis sums to one: `(3,)` is p(y), `(3, 8)` is p(v | y)
