@@ -48,7 +48,7 @@ STALE = 15*60 # seconds without a write after which a temporary file is litter
 
 def decoder() -> str:
     "Who decodes: another version may give other pixels."
-    return f"pillow {PIL.__version__}, libjpeg {features.version('jpg')}, bilinear"
+    return f"pillow {PIL.__version__}, libjpeg {features.version('jpg')}, bilinear, range without lone pixels"
 
 def content_hash(
     path, # a file

@@ -644,8 +644,6 @@ def main():
     for stream in (sys.stdout, sys.stderr): spell_out(stream)
     warnings.showwarning = _note
     if sys.argv[1:2] != ["lab"]: os.environ["MPLBACKEND"] = "agg" # for files; a kernel's back end may not be here
-    for stream in (sys.stdout, sys.stderr): # a terminal that has no arrows shows question marks
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
     try: app()
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -53,7 +53,7 @@ def _of_objects(array, name): # numbers or names that nobody has told numpy of
     if plain.dtype.kind == "U" and not all(isinstance(v, str) for v in array.flat): plain = array
     if plain.dtype.kind in "biufSU" and plain.shape == array.shape: return plain
     strange = next((v for v in array.flat if not isinstance(v, (str, int, float, np.number))), array.flat[0] if array.size else None)
-    raise InputError(f"{name} holds {strange!r}; needed: numbers, or names alone, as many in each row")
+    raise InputError(f"{name} holds objects such as {strange!r}; needed: numbers, or names alone, as many in each row")
 
 def _native(array): # a type that torch has as well, where numbers fit into one
     if array.dtype.kind == "f" and array.dtype.itemsize > 8: return array.astype(np.float64)
@@ -70,6 +70,7 @@ def as_tensor(
     if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) for v in values): return torch.stack(list(values)) # with their gradients
     array = as_numbers(values, name)
     if array.dtype == np.uint64: raise InputError(f"{name} holds numbers of 2⁶³ or more; needed: smaller ones, or floats")
+    if array.dtype == np.float16: array = array.astype(np.float32) # the same numbers, and nothing is computed in half precision
     tensor = torch.from_numpy(np.require(array, requirements="CAW")) # copied where it is read-only or runs backwards
     return tensor if like is None else tensor.to(like.device)
 
