@@ -36,7 +36,7 @@ def version_of(
 ): # `(3, 13)`, or None where it is no Python
     "Ask a Python for its version: what lies on the PATH may be a stub that runs nothing."
     code = "import sys, venv; print(*sys.version_info[:2])"
-    try: done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    try: done = subprocess.run([python, "-c", code], capture_output=True, encoding="utf-8")
     except OSError: return None
     return None if done.returncode else tuple(map(int, done.stdout.split()))
 
@@ -89,7 +89,7 @@ def make_test(
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MAKEFLAGS", "VIRTUAL_ENV")}
     env |= dict(PIP_CONSTRAINT=str(limits), UV_CONSTRAINT=str(limits))
     command = ["make", "test", f"PYTHON={python}", f"CONSTRAINTS={limits}"]
-    with open(log, "w") as out: return subprocess.run(command, cwd=checkout, stdout=out, stderr=out, env=env).returncode == 0
+    with open(log, "w", encoding="utf-8") as out: return subprocess.run(command, cwd=checkout, stdout=out, stderr=out, env=env).returncode == 0
 
 def versions(
     checkout,
@@ -113,7 +113,7 @@ def run_cell(
         commit = call("git", "rev-parse", "--short", "HEAD", cwd=checkout).strip()
         green, minutes = make_test(checkout, cell, python, log), round((time.time() - started) / 60)
         number = call(python, "-c", "import platform; print(platform.python_version())").strip()
-        said, seen = log.read_text(errors="replace"), versions(checkout) if (checkout/".venv/bin/python").exists() else ["?"]*len(SHOWN)
+        said, seen = log.read_text("utf-8", errors="replace"), versions(checkout) if (checkout/".venv/bin/python").exists() else ["?"]*len(SHOWN)
     tests = re.findall(r"(\d+ (?:passed|failed).*?) in [\d.]+s", said)
     ran = len(set(re.findall(r"^- (?:\S+/)?(\S+\.ipynb): ", said, re.M))) or "?"
     return [label, number, *seen, ran, tests[-1] if tests else f"not begun, see {log.name}", minutes, today, commit], green
