@@ -115,7 +115,7 @@ def run_cell(
         number = call(python, "-c", "import platform; print(platform.python_version())").strip()
         said, seen = log.read_text("utf-8", errors="replace"), versions(checkout) if (checkout/".venv/bin/python").exists() else ["?"]*len(SHOWN)
     tests = re.findall(r"(\d+ (?:passed|failed).*?) in [\d.]+s", said)
-    ran = len(set(re.findall(r"^- (?:\S+/)?(\S+\.ipynb): ", said, re.M))) or "?"
+    ran = len(re.findall(r"^\S+\.ipynb: \d+ secs", said, re.M)) or "?"
     return [label, number, *seen, ran, tests[-1] if tests else f"not begun, see {log.name}", minutes, today, commit], green
 
 def table(rows):
