@@ -324,6 +324,22 @@ def test_boxes_of_identities_that_are_one_number_or_negative(pairs, names, part)
     assert part in (said := message(PairsDataset, boxes(pairs, [f"s0,10,10,48,64,{names[0]}", f"s5,10,10,48,64,{names[1]}"]))) and "boxes.csv" in said
 
 
+def test_one_image_in_two_splits_of_boxed_pairs(pairs):
+    "Under two names, for a person each: learned and asked."
+    rows = [f"s{k},10,20,30,70,p{k}" for k in range(6)]
+    for m in ("visible", "infrared"): (pairs / m / "s5.png").write_bytes((pairs / m / "s0.png").read_bytes())
+    said = message(PairsDataset, boxes(pairs, rows))
+    assert "2 images in several splits" in said and "visible/s0.png (train), visible/s5.png (test)" in said
+    assert len(PairsDataset(pairs, duplicates=None))
+
+
+def test_boxes_name_scenes_in_either_form(tmp_path):
+    (tmp_path / "boxes.csv").write_text("name,x,y,w,h,identity\nZo\u00e9,1,2,30,40,p\n", encoding="utf-8")
+    for form in ("NFC", "NFD"):
+        scene = unicodedata.normalize(form, "Zo\u00e9")
+        assert read_boxes(tmp_path / "boxes.csv", [scene]).scene.tolist() == [scene]
+
+
 def test_box_pixels(pairs):
     still, image = Jitter(0, 0, 0, 0, 0), np.asarray(Image.open(pairs / "visible" / "s0.png"))
     dataset = PairsDataset(boxes(pairs, ["s0,40,50,48,96,1", "s1,0,0,48,96,2", "s2,0,0,48,96,3"]), jitter=still, image_size=(64, 32))

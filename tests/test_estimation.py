@@ -333,6 +333,28 @@ def test_rows_that_repeat_by_right_are_kept():
     for a, b, why in ((rng.poisson(20, 5000), rng.poisson(3, 5000), "counts"), (rng.integers(18, 90, 4000), rng.integers(0, 2, 4000), "ages"), (codes, 7*codes % 60, "codes, one to one"),
                       (pd.Series([f"town {i}" for i in towns]), rng.uniform(1e3, 1e6, 40)[towns], "inhabitants of towns"),
                       (rng.uniform(1, 99, 40).round(2)[rng.integers(0, 40, 4000)], rng.uniform(1, 99, 30).round(2)[rng.integers(0, 30, 4000)], "prices"),
-                      (rng.standard_normal(4000).round(1), rng.standard_normal(4000).round(1), "one decimal")):
+                      (rng.standard_normal(4000).round(1), rng.standard_normal(4000).round(1), "one decimal"),
+                      (rng.standard_normal(4000).round(2), rng.standard_normal(4000).round(2), "two decimals"),
+                      (gaps(rng, 5000), gaps(rng, 5000), "many zeros"), (*[gaps(rng, 5000)]*2, "many zeros, twice the same"),
+                      (rng.standard_normal(5000).clip(0), rng.standard_normal(5000).clip(0), "cut off at zero"),
+                      (*[rng.zipf(1.5, 5000).clip(0, 5_000)]*2, "a long tail of whole numbers, twice the same"),
+                      (*[rng.lognormal(4, 1, 5000).round()]*2, "sizes"), (np.array([.3, 1.7])[x], np.array([.3, 1.7])[x], "a coin, twice the same")):
         assert len(E.distinct_rows(E.as_columns(a), E.as_columns(b))) == len(a), why
-    assert len(E.distinct_rows(*map(E.as_columns, np.tile(independent(60), 20)))) == 60
+
+
+def gaps(rng, n): return np.where(rng.random(n) < .9, 0., rng.standard_normal(n))
+
+
+@pytest.mark.parametrize("rows", [np.random.default_rng(0).integers(0, 100, (2, 60)), independent(60).round(1), independent(60)], ids=["whole", "decimal", "normal"])
+def test_copies_of_a_whole_table(rows):
+    "As many rows as were there before, whatever the numbers are: also where some of them were equal already."
+    for times in (2, 20):
+        kept = E.distinct_rows(*map(E.as_columns, np.tile(rows, times)))
+        assert kept.tolist() == list(range(60))
+
+
+def test_zeros_are_no_copies():
+    "Independent, and it stays so: of rows without the frequent one some are no sample."
+    rng = np.random.default_rng(0)
+    estimate = E.estimate_mi(gaps(rng, 4000), gaps(rng, 4000), **QUICK)
+    assert sum(estimate.pairs) == 4000 and abs(estimate.value) < .05

@@ -618,4 +618,7 @@ def test_what_pytorch_refuses_after_a_fork_is_explained(people, monkeypatch, wor
     monkeypatch.setattr(Trainer, "train_step", refuse)
     assert "get_context('spawn')" in message(trainer.fit)
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert T.pick_device("auto").type == "cpu" # the parent only asked whether there are GPUs
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert "get_context('spawn')" in message(T.pick_device, "cuda") and "get_context('spawn')" in message(T.pick_device, "auto") and T.pick_device("cpu").type == "cpu"

@@ -9,7 +9,8 @@ import torch
 
 from vdistill import audit, audit_bounds, bottlenecks, bounds, cases, distillation, estimation, evaluation, identity_losses, information, knowledge_distillation, metric_losses, plots, protocols, reranking, retrieval, widgets
 from vdistill.batches import IdentitySampler
-from vdistill.core import InputError, as_array, as_label_array, as_labels, as_tensor, as_tensors, generator
+from vdistill.core import InputError, LogitsWarning, as_array, as_label_array, as_labels, as_tensor, as_tensors, generator
+from vdistill.distillation import vsd_loss
 
 RNG = np.random.default_rng(0)
 X, Y, SQUARE = (RNG.standard_normal(shape).round(2) for shape in ((8, 3), (8, 3), (8, 8))) # exact in no format, equal in all after rounding to float16
@@ -132,3 +133,14 @@ def test_nothing_is_written_back_and_whole_numbers_stay_whole():
     for bad in ([[1, 2], [3]], [1, None], np.array([2**70]), np.array(["2020-01-01"], "datetime64[D]")):
         with pytest.raises(InputError): as_tensor(bad)
     assert as_array(torch.ones(2, dtype=torch.bfloat16)).dtype == np.float32
+
+
+@pytest.mark.parametrize("labels", [[1, "1", 2], ["a", float("nan")], ["a", True], np.ma.masked_array([1, 2, 3], [False, True, False])], ids=["number and name", "no name", "truth", "masked"])
+def test_labels_of_several_kinds_are_not_made_one(labels):
+    with pytest.raises(InputError, match="labels holds"): as_labels(labels)
+
+
+def test_probabilities_are_told_of_once_a_call():
+    p = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    with pytest.warns(LogitsWarning) as told: vsd_loss(p, p.flip(0))
+    assert len(told) == 1

@@ -234,7 +234,7 @@ def symmetrised_kl(
     mean_2: Tensor, log_variance_2: Tensor, # `(B, D)`
 ) -> Tensor: # `(B,)`, nats, float32 or better
     "½ (KL[N₁ ‖ N₂] + KL[N₂ ‖ N₁]) of two diagonal Gaussians."
-    codes = mean_1, log_variance_1, mean_2, log_variance_2
+    codes = as_tensors(mean_1, log_variance_1, mean_2, log_variance_2, name="means and log-variances")
     mean_1, log_variance_1, mean_2, log_variance_2 = (x if x.dtype == torch.float64 else x.float() for x in codes)
     difference = (mean_1 - mean_2).square()
     ratio = (log_variance_1 - log_variance_2).cosh() - 1

@@ -357,7 +357,7 @@ def check_data(
     said = " and ".join(f"{_count(len(part), 'image')} {word}" for part, word in parts if part)
     raise InputError(f"{dataset.name} is not the dataset that {run_dir} was begun with: "
                      f"{said or 'the same images in another order, or in other splits or cameras'}, of {len(before)}. "
-                     "Put it back as it was, or name the place where it lies now with --dataset")
+                     "Put it back as it was, or name with --dataset the place where the same images lie now")
 
 def known_people(
     seen: dict, # of `recall`

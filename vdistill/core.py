@@ -29,8 +29,10 @@ def as_array(
     "Values as numpy and torch can compute with them; raises `InputError` for what is neither a number nor a name."
     if isinstance(values, Tensor): return _shown(values.detach().cpu())
     if isinstance(values, (list, tuple)) and any(isinstance(v, Tensor) for v in values): values = [as_array(v, name) for v in values]
+    if np.ma.is_masked(values): raise InputError(f"{name} holds masked values; take their rows out, or fill them")
     try: array = np.asarray(values)
     except (ValueError, TypeError): raise InputError(f"{name} has rows of different lengths; needed: numbers, as many in each row") from None
+    if array.dtype.kind == "U" and isinstance(values, (list, tuple)): array = np.array(values, dtype=object) # 1 and "1" are not one name
     if array.dtype.kind == "O": array = _of_objects(array, name)
     if array.dtype.kind == "S": array = np.char.decode(array, "utf-8", "surrogateescape")
     if array.dtype.kind not in "biufU": raise InputError(f"{name} holds {array.dtype}; needed: numbers or names")
@@ -42,7 +44,7 @@ def as_numbers(
 ) -> np.ndarray: # booleans, whole numbers or floats
     "Numbers as numpy computes with them."
     array = as_array(values, name)
-    if array.dtype.kind == "U": raise InputError(f"{name} holds text, the first {str(array.flat[0])!r}; needed: numbers")
+    if array.dtype.kind == "U": raise InputError(f"{name} holds text{f', the first {str(array.flat[0])!r}' if array.size else ''}; needed: numbers")
     return array
 
 def _shown(x): return (x.float() if x.dtype == torch.bfloat16 else x).numpy() # which has no bfloat16
@@ -67,7 +69,8 @@ def as_tensor(
 ) -> Tensor: # a tensor is returned as it is; an array shares its memory where that may be written to
     "Numbers as a tensor."
     if isinstance(values, Tensor): return values
-    if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) for v in values): return torch.stack(list(values)) # with their gradients
+    if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values):
+        return torch.stack(list(values)) # with their gradients
     array = as_numbers(values, name)
     if array.dtype == np.uint64: raise InputError(f"{name} holds numbers of 2⁶³ or more; needed: smaller ones, or floats")
     if array.dtype == np.float16: array = array.astype(np.float32) # the same numbers, and nothing is computed in half precision
@@ -119,8 +122,11 @@ def warn_of_probabilities(
     *logits, # `(B, C)` tensors
 ):
     "Warn `LogitsWarning` where logits are probabilities. Tensors on a GPU are not looked at: the loss would have to wait for them."
-    for x in logits:
-        if _are_probabilities(x): warnings.warn(f"logits of shape {tuple(x.shape)} look like probabilities, since no number is below 0 and every row sums to 1; the softmax is taken here: pass what came before it, or log-probabilities", LogitsWarning, stacklevel=_caller())
+    x = next((x for x in logits if _are_probabilities(x)), None)
+    if x is None: return
+    why = f"logits of shape {tuple(x.shape)} look like probabilities, since no number is below 0 and every row sums to 1"
+    way_out = "the softmax is taken here: pass what came before it, or log-probabilities"
+    warnings.warn(f"{why}; {way_out}", LogitsWarning, stacklevel=_caller())
 
 def _are_probabilities(x): # and not all zeros and ones, which somebody may have written by hand
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.ndim != 2 or x.shape[1] < 2 or not len(x): return False
@@ -128,7 +134,7 @@ def _are_probabilities(x): # and not all zeros and ones, which somebody may have
     except Exception: return False # bfloat16, or no values to be seen: inside `torch.func.vmap`
     slack = 1e-2 if x.dtype == torch.float16 else 1e-3
     sums_to_one = lambda rows: rows.min() >= 0 and np.abs(rows.sum(1, dtype=np.float64) - 1).max() < slack
-    return bool(sums_to_one(values[:1]) and sums_to_one(values) and (values % 1 > 0).any())
+    return bool(sums_to_one(values[:1]) and sums_to_one(values) and ((values > 0) & (values < 1)).any())
 
 def _caller(): # `stacklevel` of the first frame above that is neither ours nor torch's
     level, frame = 2, sys._getframe(2)

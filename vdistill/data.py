@@ -133,7 +133,7 @@ def read_image(
     "Decode one image, more than 8 bits stretched between black and white; raises `InputError` that names the file."
     try:
         if Path(path).stat().st_size == 0: raise InputError(f"{path}: empty file")
-        with Image.open(path) as opened:
+        with open(path, "rb") as file, Image.open(file) as opened: # of a mapped file pillow turns size but not pixels
             kind = _deep_colours(opened, path)
             if kind: image = Image.fromarray(_stretch(_both_bytes(path, kind), path))
             else: image = ImageOps.exif_transpose(opened) # as every viewer shows it
@@ -154,11 +154,15 @@ def _stretch(x, path): # to uint8, linearly from black to white
     x = np.nan_to_num(x.astype(np.float64), nan=low, posinf=high, neginf=low)
     return (np.clip((x - low)/(high - low if high > low else 1), 0, 1)*255).round().astype(np.uint8)
 
-def _limits(x): # black and white: lowest and highest after a median of three down the columns, then along the rows
-    for _ in range(2):
-        a, b, c = x[:-2], x[1:-1], x[2:]
-        x = (np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c)) if len(x) >= 8 else x).swapaxes(0, 1)
+def _limits(x): # black and white: lowest and highest after a median of five down the columns, then along the rows
+    for _ in range(2): x = (_median_of_five(x) if len(x) >= 8 else x).swapaxes(0, 1)
     return float(x.min()), float(x.max())
+
+def _median_of_five(x): # along the first axis, four shorter
+    a, b, c, d, e = (x[i:len(x) - 4 + i] for i in range(5))
+    low = np.maximum(np.minimum(a, b), np.minimum(c, d)) # of the first four, the two in the middle
+    high = np.minimum(np.maximum(a, b), np.maximum(c, d))
+    return np.maximum(np.minimum(low, high), np.minimum(np.maximum(low, high), e))
 
 # %% ../nbs/reid/10_data.ipynb #c018b
 def _begins(path, *magic): # whether the file begins with one of these four bytes
@@ -606,6 +610,7 @@ class PairsDataset(ReIDDataset):
         gallery = windows.identity[windows.split == "test"].nunique()
         protocol = Protocol(min(300, gallery) or None, shots=1, draws=3)
         if not isinstance(find, Grid): notes = [*name_twins(find.table.identity, "identity"), *notes]
+        if duplicates is not None: _refuse_copies(scenes[scenes.scene.isin(windows.scene)], windows, folder)
         self.scenes = [dict(zip(scenes.scene, scenes[m])) for m in MODALITIES]
         super().__init__(folder.resolve().name.lower(), find.image_size, self._records(windows), protocol, notes + lost)
 
@@ -633,6 +638,16 @@ class PairsDataset(ReIDDataset):
         return out
 
 # %% ../nbs/reid/10_data.ipynb #c070
+def _refuse_copies(scenes, windows, folder): # the same bytes must not lie on both sides of a split
+    split = scenes.scene.map(windows.drop_duplicates("scene").set_index("scene").split)
+    shown_by = lambda row, m: f"{m}/{row[m].name} ({split[row.name]})"
+    faults = []
+    for m in MODALITIES:
+        groups = [scenes.iloc[group] for group in exact_copies(scenes[m])]
+        apart = [group for group in groups if split[group.index].nunique() > 1]
+        faults += [_some([shown_by(row, m) for _, row in group.iterrows()], 5) for group in apart]
+    complain(faults, "image", "Take the copies out, or the same place is learned and asked", f"in several splits of {folder}")
+
 def _jitter(given): # from a table as well, as a configuration holds it
     if isinstance(given, Jitter): return given
     try: return Jitter(**given)
@@ -805,8 +820,8 @@ def read_boxes(
     numbers = table[["y", "x", "h", "w"]].apply(pd.to_numeric, errors="coerce").astype(float).round()
     bad = ~(numbers.abs() < 1e9).all(axis=1) | (numbers.h < 2) | (numbers.w < 2)
     known, capitals = {same_name(scene): scene for scene in scenes}, {_fold(scene): scene for scene in scenes}
-    stem = lambda name: same_name(Path(name.replace("\\", "/")).stem)
-    table["scene"] = [known.get(same_name(name)) or stem(name) for name in table.name]
+    stem = lambda name: Path(name.replace("\\", "/")).stem
+    table["scene"] = [name if name in known else stem(name) for name in map(same_name, table.name)]
     table["identity"] = table.identity.map(same_name)
     faults = [f"line {n}: x, y, w, h must be numbers with a decimal point, w and h at least 2" for n in table.line[bad]]
     for n, name, scene in table[["line", "name", "scene"]].itertuples(index=False):

@@ -312,7 +312,7 @@ def _as_frame(values, name):
     if isinstance(values, (pd.DataFrame, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)): return pd.DataFrame(values)
     if torch.is_tensor(values): values = as_array(values)
     try: array = np.asarray(values)
-    except ValueError: return pd.DataFrame(values) # rows of different lengths: values are missing
+    except ValueError: raise InputError(f"{name} has rows of different lengths; some have missing values") from None
     if array.ndim not in (1, 2): raise InputError(f"{name} has shape {array.shape}; needed: (N,) or (N, d)")
     if array.dtype.kind in "biuf": return pd.DataFrame(as_array(array, name))
     return pd.DataFrame(values if isinstance(values, list) else array).infer_objects() # columns of several kinds
@@ -386,18 +386,29 @@ def mean_and_error(values: Tensor) -> tuple: # nats; the error counts each pair 
 # %% ../nbs/information/05_estimation.ipynb #c025b
 def distinct_rows(
     *columns: Tensor, # `(N, d)` each, of `as_columns`
-) -> Tensor: # positions: of rows that are copies only the first; of discrete ones all
+) -> Tensor: # positions: of rows that are copies only the first; of those that repeat by right all
     "The rows of a table that count."
-    rows = pd.DataFrame(torch.cat(columns, 1).numpy())
-    copies = rows.duplicated().to_numpy()
-    different = rows[~copies]
-    discrete = [c for c in rows if copies.any() and _is_discrete(different[c].to_numpy())]
-    told_apart = len(different.drop_duplicates(discrete)) if discrete else 1
-    return torch.from_numpy(np.arange(len(rows)) if told_apart >= len(different)/2 else np.flatnonzero(~copies))
+    rows = pd.DataFrame(torch.cat(columns, 1).numpy() + 0.) # -0 is 0
+    of = pd.factorize(pd.util.hash_pandas_object(rows, index=False))[0] # which of the rows that differ
+    times, earlier = np.bincount(of), pd.Series(of).groupby(of).cumcount().to_numpy()
+    stacked = np.gcd.reduce(times) if len(times) >= 20 else 1 # so many copies of the whole table
+    kept = earlier*stacked < times[of]
+    if (times > stacked).any(): kept &= (earlier == 0) | ~_is_copied(rows[earlier == 0], times)[of]
+    return torch.from_numpy(np.flatnonzero(kept))
 
-def _is_discrete(values, few=10): # in rows that are all different: few values, or such as come back, or a third and more of an even grid
+def _is_copied(different, times): # rows of which a value that is no rounded one stands in no other row, but several times in this
+    discrete = [c for c in different if _is_discrete(different[c].to_numpy())]
+    if discrete and len(different.drop_duplicates(discrete)) >= len(different)/2: return np.zeros(len(times), bool)
+    alone = [different[c].map(different[c].value_counts()) == 1 for c in different if c not in discrete]
+    often = times > max(10*np.median(times), times.sum()/20) # as zeros among other numbers
+    return np.any(alone, 0) & ~often
+
+def _is_discrete(values, few=10): # in rows that are all different: few values, or such as come back, or multiples of one step
     levels = np.unique(values)
-    return len(levels) <= few or len(levels) < len(values)/2 or 3*len(levels) > (levels[-1] - levels[0])/np.diff(levels).min()
+    if len(levels) <= few or len(levels) < len(values)/2: return True
+    gaps = np.diff(levels)
+    steps = (levels - levels[0])/gaps[gaps < 1.5*gaps.min()].mean()
+    return steps[-1] < 1e4 and np.abs(steps - steps.round()).max() < .05 # what float32 can tell
 
 # %% ../nbs/information/05_estimation.ipynb #c027
 def doubts(

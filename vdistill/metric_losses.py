@@ -53,6 +53,7 @@ def batch_hard(
 ) -> Tensor: # scalar
     "Furthest positive against nearest negative, mean over anchors that have both (batch-hard triplet; Hermans et al. 2017)."
     distances, positive, negative = as_tensors(distances, positive, negative, name="distances and masks")
+    positive, negative = positive.bool(), negative.bool()
     weight = None if weight is None else as_tensor(weight, "weight", distances)
     furthest = distances.masked_fill(~positive, -torch.inf).amax(1)
     nearest = distances.masked_fill(~negative, torch.inf).amin(1)

@@ -212,7 +212,7 @@ def plot_embedding(
 
 # %% ../nbs/looking/20_plots.ipynb #c026
 def _pictures(images, lead, name): # (..., H, W, 3) uint8
-    x = as_array(images, "images")
+    x = as_array(images, name)
     if x.ndim != lead + 3 or x.dtype != np.uint8 or not x.size: raise InputError(f"{name} are {x.dtype} of shape {x.shape}; needed: uint8 {'(rows, columns' if lead == 2 else '(rows'}, 3, H, W) or the same with channels last, at least one")
     if x.shape[-1] != 3 and x.shape[lead] != 3: raise InputError(f"{name} have shape {x.shape}: neither the first nor the last axis of an image has 3 channels")
     return x if x.shape[-1] == 3 else np.moveaxis(x, lead, -1)

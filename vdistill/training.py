@@ -50,7 +50,8 @@ def pick_device(
     name: str = "auto", # `auto`, `cpu`, `cuda`, …
 ) -> torch.device:
     "The device that was asked for, or a GPU where there is one."
-    if name != "cpu" and getattr(torch.cuda, "_is_in_bad_fork", bool)(): raise InputError(f"device={name}: {SPAWN}")
+    forked = getattr(torch.cuda, "_is_in_bad_fork", bool)() # so too where the parent only asked for GPUs and there are none
+    if name != "cpu" and forked and torch.cuda.device_count(): raise InputError(f"device={name}: {SPAWN}")
     if name == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try: return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError): raise InputError(f"device={name!r} is not there; pass device=cpu, or auto") from None
