@@ -1,5 +1,5 @@
 "Where the tests find real visible / infrared pairs, and the official draw of SYSU-MM01."
-import contextlib, os, re, subprocess, time
+import contextlib, os, re, signal, subprocess, time
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,16 @@ def own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     yield
     os.environ.pop("XDG_CACHE_HOME") if before is None else os.environ.update(XDG_CACHE_HOME=before)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_heard():
+    "`nohup` has SIGHUP ignored, and a shell that starts something in the background SIGINT; here they do what they do."
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    ignored = [s for s in (getattr(signal, n, None) for n in names) if s and signal.getsignal(s) == signal.SIG_IGN]
+    for number in ignored: signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored: signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
