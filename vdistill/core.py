@@ -74,7 +74,7 @@ def as_tensor(
     array = as_numbers(values, name)
     if array.dtype == np.uint64: raise InputError(f"{name} holds numbers of 2⁶³ or more; needed: smaller ones, or floats")
     if array.dtype == np.float16: array = array.astype(np.float32) # the same numbers, and nothing is computed in half precision
-    tensor = torch.from_numpy(np.require(array, requirements="CAW")) # copied where it is read-only or runs backwards
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "A", "W"])) # copied where it is read-only or runs backwards
     return tensor if like is None else tensor.to(like.device)
 
 def as_tensors(

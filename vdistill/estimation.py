@@ -280,7 +280,7 @@ def estimate_mi(
     for remark in estimate.remarks: warnings.warn(remark, EstimateWarning, stacklevel=2)
     return estimate
 
-def _once(x, y): # rows that count, and how many others there are
+def _once(x, y) -> tuple[Tensor, Tensor, int]: # rows that count, and how many others there are
     if len(x) != len(y): raise InputError(f"x has {len(x)} rows and y {len(y)}; they must be paired row by row")
     kept = distinct_rows(x, y)
     return x[kept], y[kept], len(x) - len(kept)

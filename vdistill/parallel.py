@@ -111,7 +111,7 @@ def meet(
     rank: int, size: int, # of `launched`
     seconds: float, # at most
     first: float = 10, # after so many seconds a warning says who is waited for; again after twice as many, and so on
-) -> dist.Store: # at which all have come
+): # the store of torch at which all have come
     "Wait until all processes have come."
     wait = _patience(rank, size, seconds, first)
     keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" # else torchrun does
