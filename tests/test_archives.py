@@ -582,9 +582,12 @@ def test_doctor_finds_copies_of_pairs(tmp_path):
     for m in ("visible", "infrared"):
         (tmp_path / "p" / m).mkdir(parents=True)
         for k in range(4): Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "p" / m / f"s{k}.png")
-    shutil.copy(tmp_path / "p" / "visible" / "s0.png", tmp_path / "p" / "visible" / "s3.png")
+    shutil.copy(tmp_path / "p" / "visible" / "s0.png", tmp_path / "p" / "visible" / "s1.png")
     report = doctor(f"pairs:{tmp_path / 'p'}")
-    assert report.ok and check(report, "exact copies").ok is None and "visible/s3.png" in check(report, "exact copies").found
+    assert report.ok and check(report, "exact copies").ok is None and "visible/s1.png" in check(report, "exact copies").found
+    shutil.copy(tmp_path / "p" / "visible" / "s0.png", tmp_path / "p" / "visible" / "s3.png") # of another split
+    report = doctor(f"pairs:{tmp_path / 'p'}")
+    assert not report.ok and "in several splits" in str(report)
 
 
 plain_disk = pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="this system takes both forms of a name, and both cases, for one")
