@@ -307,7 +307,8 @@ def test_looking_at_logits_asks_no_device_and_disturbs_no_transform(loud):
     assert count_operations(lambda: vsd_loss(P, Q)).syncs == 0
     told(loud) or pytest.fail("not looked at")
     logs = P.log(), Q.log()
-    assert count_operations(lambda: vsd_loss(P, Q)).names == count_operations(lambda: vsd_loss(*logs)).names
+    computed = lambda *x: count_operations(lambda: vsd_loss(*x)).names.keys()
+    assert computed(P, Q) == computed(*logs)
     loud.clear()
     assert vsd_loss(P.to("meta"), Q.to("meta")).device.type == "meta"
     with FakeTensorMode():
