@@ -130,7 +130,7 @@ def write(
     page = path.read_text("utf-8")
     before, _, rest = page.partition(BEGIN)
     old, _, after = rest.partition(END)
-    kept = [[c.strip() for c in line.strip("| \n").split(" | ")] for line in old.strip().splitlines()[2:]]
+    kept = [[c.strip() for c in line.strip()[1:-1].split("|")] for line in old.strip().splitlines()[2:]]
     merged = {row[0]: row for row in [*kept, *rows]}
     path.write_text(f"{before}{BEGIN}\n{table(merged.values())}\n{END}{after}", "utf-8")
 
