@@ -6,10 +6,11 @@
 __all__ = ['MODALITIES', 'SPLITS', 'ENDINGS', 'LAYOUT', 'MARGIN', 'WINDOW', 'MARKS', 'SEPARATORS', 'MODALITY_WORDS', 'Protocol',
            'DataWarning', 'Record', 'ReIDDataset', 'read_image', 'complain', 'read_all', 'check_images', 'same_name',
            'Names', 'as_path', 'find_pairs', 'read_pair', 'grey', 'grid_windows', 'textured', 'thumbnail',
-           'near_duplicates', 'block_splits', 'uniform', 'Jitter', 'view_parameters', 'cut', 'sample_views', 'Grid',
-           'image_shape', 'as_size', 'size_for', 'PairsDataset', 'codes', 'spellings', 'check_identities', 'disjoint',
-           'name_twins', 'read_text', 'read_rows', 'check_cells', 'read_table', 'read_boxes', 'Boxes', 'read_manifest',
-           'exact_copies', 'copies', 'draw_validation', 'CSVDataset', 'as_spec', 'parse_spec', 'load_dataset']
+           'near_duplicates', 'exact_copies', 'block_splits', 'uniform', 'Jitter', 'view_parameters', 'cut',
+           'sample_views', 'Grid', 'image_shape', 'as_size', 'size_for', 'PairsDataset', 'codes', 'spellings',
+           'check_identities', 'disjoint', 'name_twins', 'read_text', 'read_rows', 'check_cells', 'read_table',
+           'read_boxes', 'Boxes', 'read_manifest', 'copies', 'draw_validation', 'CSVDataset', 'as_spec', 'parse_spec',
+           'load_dataset']
 
 # %% ../nbs/reid/10_data.ipynb #c002
 import codecs, csv, difflib, functools, hashlib, inspect, io, operator, os, re, reprlib, sys, unicodedata, warnings
@@ -399,6 +400,27 @@ def near_duplicates(
         best = int(np.where(kept[:i], likeness, -1).argmax())
         if likeness[best] >= threshold: twins[i], kept[i] = best, False
     return twins
+
+# %% ../nbs/reid/10_data.ipynb #same02
+def exact_copies(
+    paths, # files
+) -> list: # of lists of positions in `paths`, at least two each
+    "Which files hold the same bytes. Only those of equal size are read."
+    paths = list(paths)
+    sizes = _together(range(len(paths)), lambda at: _bytes_in(paths[at]))
+    alike = [at for group in sizes.values() if len(group) > 1 for at in group]
+    with ThreadPoolExecutor(4) as pool: hashes = dict(zip(alike, pool.map(lambda at: _hash_of(paths[at]), alike)))
+    return [group for key, group in _together(sorted(hashes), hashes.get).items() if key and len(group) > 1]
+
+# %% ../nbs/reid/10_data.ipynb #copies2
+def _bytes_in(path): # None where there are none
+    try: return os.path.getsize(path) or None
+    except (OSError, ValueError): return None
+
+def _hash_of(path):
+    try:
+        with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").digest()
+    except OSError: return None
 
 # %% ../nbs/reid/10_data.ipynb #c043
 def block_splits(
@@ -919,16 +941,6 @@ def _file_number(path): # the same for all names of a file; None where there is 
     return (found.st_dev, found.st_ino) if found.st_ino else None
 
 # %% ../nbs/reid/10_data.ipynb #copies1
-def exact_copies(
-    paths, # files
-) -> list: # of lists of positions in `paths`, at least two each
-    "Which files hold the same bytes. Only those of equal size are read."
-    paths = list(paths)
-    sizes = _together(range(len(paths)), lambda at: _bytes_in(paths[at]))
-    alike = [at for group in sizes.values() if len(group) > 1 for at in group]
-    with ThreadPoolExecutor(4) as pool: hashes = dict(zip(alike, pool.map(lambda at: _hash_of(paths[at]), alike)))
-    return [group for key, group in _together(sorted(hashes), hashes.get).items() if key and len(group) > 1]
-
 def copies(
     table: pd.DataFrame, # of `read_manifest`
 ) -> tuple[list, list]: # a sentence for each image in several splits, and for each that is there several times in one
@@ -937,16 +949,6 @@ def copies(
     groups = [table.iloc[group] for group in exact_copies(table.path)]
     told = lambda apart: [_some([*map(said, g.itertuples())], 5) for g in groups if (g.split.nunique() > 1) == apart]
     return told(True), told(False)
-
-# %% ../nbs/reid/10_data.ipynb #copies2
-def _bytes_in(path): # None where there are none
-    try: return os.path.getsize(path) or None
-    except (OSError, ValueError): return None
-
-def _hash_of(path):
-    try:
-        with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").digest()
-    except OSError: return None
 
 # %% ../nbs/reid/10_data.ipynb #c098
 def draw_validation(
