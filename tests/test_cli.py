@@ -264,9 +264,9 @@ def test_columns_of_rows_that_are_longer_than_the_header(tmp_path):
     with pytest.raises(InputError, match="line 1 has the byte 0xE9.*cp1252"): read_columns(tmp_path/"t.csv", "a", "a")
 
 
-@pytest.mark.parametrize("environment", [dict(MPLBACKEND="module://backend_of_another_environment"), dict(MPLBACKEND="no-back-end"), dict(PYTHONIOENCODING="ascii"), dict(PYTHONIOENCODING="cp1252")], ids=lambda e: "=".join(*e.items()))
+@pytest.mark.parametrize("environment", [dict(MPLBACKEND="module://backend_of_another_environment"), dict(MPLBACKEND="no-back-end")], ids=lambda e: "=".join(*e.items()))
 def test_show_where_the_environment_names_what_is_not_there(trained, environment):
-    "A kernel's back end, a terminal without arrows: pictures and table are there."
+    "A kernel's back end: pictures and table are there. (Encodings: test_output.)"
     folder, _ = trained
     done = subprocess.run([sys.executable, "-m", "vdistill", "show", "a run"], cwd=folder, env=dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), **environment), capture_output=True, text=True, errors="replace")
     assert done.returncode == 0 and "headline feature" in done.stdout and "pictures: " in done.stdout and "Traceback" not in done.stderr, done.stderr[-2000:]
