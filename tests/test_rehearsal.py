@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch._dynamo # by itself: torch 2.6 would do so among fake tensors, and fail
 
 import vdistill.batches
 import vdistill.cache
@@ -54,7 +55,11 @@ def bfloat16(device, precision="auto"):
 
 def built(build, *args):
     "A module without values; fake tensors come in afterwards, since not all that builds a module can be faked."
-    with torch.device("meta"): return build(*args).train()
+    try:
+        with torch.device("meta"): return build(*args).train()
+    except RuntimeError as e:
+        if "meta" not in str(e): raise
+        pytest.skip(f"this torch cannot build a module without values: {e}")
 
 
 def on_gpu(module):
