@@ -35,7 +35,7 @@ GPU, CLASSES, BATCH = torch.device("cuda", 0), 395, 64 # as many classes as SYSU
 @contextlib.contextmanager
 def rehearsed():
     "Fake tensors on a GPU that is not there; an operation that this torch cannot fake skips the test."
-    if VERSION < (2, 14): pytest.skip("torch 2.6 asks for a GPU behind fake tensors; 2.14 and later were seen not to")
+    if VERSION < (2, 14): pytest.skip("torch 2.6 asks for a GPU behind fake tensors; 2.14 was seen not to")
     with fake_tensors.FakeTensorMode(allow_non_fake_inputs=True):
         try: yield
         except fake_tensors.UnsupportedOperatorException as e: pytest.skip(f"this torch has no fake form of {e}")
