@@ -2,12 +2,12 @@
 commit, a new environment (several GB, removed afterwards) and the whole of it. What a machine caps by a pip constraint of
 its own is lifted here: a cell says which versions it wants. Its last results stand in CONTRIBUTING.
 
-    python tools/matrix.py                        # all cells, about 25 minutes each on two cores
+    python tools/matrix.py                        # all cells, half an hour or more each on two cores
     python tools/matrix.py oldest newest          # some of them
     python tools/matrix.py newest --busy          # while other work takes every core
     python tools/matrix.py newest --python /usr/bin/python3.14
 """
-import argparse, contextlib, datetime, os, re, shutil, subprocess, sys, tempfile, time
+import argparse, contextlib, datetime, os, re, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 from check_install import ROOT, call, oldest
