@@ -270,6 +270,14 @@ def test_export_is_exact_whatever_is_switched_on(tmp_path):
     with torch.autocast("cpu", torch.bfloat16): agreement = M.export_onnx(run, tmp_path/"net.onnx", "visible")
     assert agreement.difference < 1e-4
 
+def test_versions_that_do_not_fit_are_named(run, tmp_path, monkeypatch):
+    runtime()
+    def broken(*args, **options): raise AttributeError("a name that has gone")
+    monkeypatch.setattr(torch.onnx, "export", broken)
+    with pytest.raises(InputError, match="no ONNX from torch .*onnxscript.*onnx-ir.*AttributeError.*as old as torch"):
+        M.export_onnx(run, tmp_path/"net.onnx", "visible")
+    assert not list(tmp_path.iterdir())
+
 def test_a_file_that_differs_is_not_kept(run, tmp_path, monkeypatch):
     runtime()
     write = M.write_graph

@@ -979,6 +979,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vdistill.embedding._read_parquet': ('looking/embedding.html#_read_parquet', 'vdistill/embedding.py'),
                                     'vdistill.embedding._size': ('looking/embedding.html#_size', 'vdistill/embedding.py'),
                                     'vdistill.embedding._test_images': ('looking/embedding.html#_test_images', 'vdistill/embedding.py'),
+                                    'vdistill.embedding._too_new': ('looking/embedding.html#_too_new', 'vdistill/embedding.py'),
                                     'vdistill.embedding._walk': ('looking/embedding.html#_walk', 'vdistill/embedding.py'),
                                     'vdistill.embedding._write_npz': ('looking/embedding.html#_write_npz', 'vdistill/embedding.py'),
                                     'vdistill.embedding._write_parquet': ('looking/embedding.html#_write_parquet', 'vdistill/embedding.py'),

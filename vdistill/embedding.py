@@ -10,6 +10,7 @@ __all__ = ['FILES', 'TOLERANCE', 'find_images', 'as_modality', 'feature_names', 
 # %% ../nbs/looking/26_embedding.ipynb #c002
 import contextlib, hashlib, io, json, logging, os, warnings
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -243,6 +244,11 @@ def _quiet():
             yield
     finally: logging.disable(before)
 
+def _too_new(error): # torch writes ONNX by way of packages that have moved on since
+    there = ", ".join(f"{d.name} {d.version}" for d in map(distribution, ("torch", "onnx", "onnxscript", "onnx-ir")))
+    return (f"no ONNX from {there} ({type(error).__name__}): take a newer torch, or versions of onnxscript and onnx-ir "
+            "that are as old as torch (with torch 2.6: onnxscript 0.3 and onnx-ir 0.1.8)")
+
 @contextlib.contextmanager
 def _exact(): # float32, whatever is switched on around it
     with torch.no_grad(), torch.autocast("cpu", enabled=False): yield
@@ -257,8 +263,11 @@ def write_graph(
     onnx, tidy = _extra("onnx"), _extra("onnxscript.optimizer")
     example, batch = torch.zeros(2, 3, *image_size, dtype=torch.uint8), torch.export.Dim("batch")
     with _quiet(), _exact():
-        torch.onnx.export(graph, (example,), str(file), input_names=["images"], output_names=["features"], dynamic_shapes=dict(images={0: batch}),
-                          opset_version=18, dynamo=True, external_data=False, optimize=False) # its rules drop `+ 1e-8`
+        try: # no `optimize`: its rules drop `+ 1e-8`
+            torch.onnx.export(graph, (example,), str(file), input_names=["images"], output_names=["features"],
+                              dynamic_shapes=dict(images={0: batch}), opset_version=18, dynamo=True,
+                              external_data=False, optimize=False)
+        except Exception as e: raise InputError(_too_new(e)) from e # what does not fit fails in ways of its own
         model = onnx.load(file)
         tidy.fold_constants(model)
         tidy.remove_unused_nodes(model)
