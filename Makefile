@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := $(VENV)/bin
 METADATA := settings.ini setup.py pyproject.toml constraints.txt
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check) -q -c $(CONSTRAINTS)
-# Notebooks run two at a time on one thread each; spinning threads would take the other's core.
+# Notebooks and files of tests run two at a time on one thread each; spinning threads would take the other's core.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: help demo test test-slow test-browser test-matrix install-check fresh lab docs bench clean check notebooks pytest
@@ -35,7 +35,7 @@ notebooks: $(VENV)/.installed-dev check
 	@$(ONE_THREAD) $(BIN)/nbdev-test --n-workers 2 --pause 0.5 --timing
 
 pytest: $(VENV)/.installed-dev notebooks
-	@$(BIN)/python -m pytest -m "not slow and not browser"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
 
 fresh: $(VENV)/.installed-dev
 	@$(ONE_THREAD) $(BIN)/python tools/fresh.py
