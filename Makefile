@@ -78,5 +78,5 @@ $(VENV)/.installed-%: $(METADATA) | $(VENV)/bin/python
 	@touch $@
 EXTRAS_demo := plots,baselines
 EXTRAS_notebook := notebook,baselines
-EXTRAS_browser := dev,notebook,baselines,browser
-EXTRAS_dev := dev,notebook,baselines
+EXTRAS_browser := dev,notebook,baselines,backbones,browser
+EXTRAS_dev := dev,notebook,baselines,backbones

@@ -46,6 +46,14 @@ def own_cache(tmp_path_factory):
     os.environ.pop("XDG_CACHE_HOME") if before is None else os.environ.update(XDG_CACHE_HOME=before)
 
 
+@pytest.fixture(scope="session")
+def without_umap(tmp_path_factory):
+    "A PYTHONPATH on which UMAP is broken, for programs that draw and are tried for something else: it compiles for half a minute."
+    folder = tmp_path_factory.mktemp("broken")
+    (folder/"umap.py").write_text("raise ImportError('left out of this test')\n")
+    return os.pathsep.join([str(folder), str(Path(__file__).resolve().parents[1])])
+
+
 @pytest.fixture(autouse=True)
 def signals_are_heard():
     "`nohup` has SIGHUP ignored, and a shell that starts something in the background SIGINT; here they do what they do."

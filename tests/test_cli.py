@@ -265,10 +265,10 @@ def test_columns_of_rows_that_are_longer_than_the_header(tmp_path):
 
 
 @pytest.mark.parametrize("environment", [dict(MPLBACKEND="module://backend_of_another_environment"), dict(MPLBACKEND="no-back-end")], ids=lambda e: "=".join(*e.items()))
-def test_show_where_the_environment_names_what_is_not_there(trained, environment):
+def test_show_where_the_environment_names_what_is_not_there(trained, environment, without_umap):
     "A kernel's back end: pictures and table are there. (Encodings: test_output.)"
     folder, _ = trained
-    done = subprocess.run([sys.executable, "-m", "vdistill", "show", "a run"], cwd=folder, env=dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), **environment), capture_output=True, text=True, errors="replace")
+    done = subprocess.run([sys.executable, "-m", "vdistill", "show", "a run"], cwd=folder, env=dict(os.environ, PYTHONPATH=without_umap, **environment), capture_output=True, text=True, errors="replace")
     assert done.returncode == 0 and "headline feature" in done.stdout and "pictures: " in done.stdout and "Traceback" not in done.stderr, done.stderr[-2000:]
 
 @pytest.mark.parametrize("broken", ["report.write_pictures", "report.scores_table", "comparison.reference_scores"])

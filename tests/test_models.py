@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from vdistill.core import InputError, generator
 from vdistill.distillation import VariationalDistillation
-from vdistill.backbones import ATTENTIONS, STAGES, ChannelAttention, Encoder, GeM, NonLocal, conv_backbone, load_backbone_weights, read_weights, resnet50_backbone, take_stem
+from vdistill.backbones import ATTENTIONS, STAGES, Encoder, conv_backbone, library_backbone, load_weights, read_weights, take_stem
 from vdistill.models import EdgeFront, PixelFront, ReIDNet, TwoStreamNet, box_mean, join
+from vdistill.pooling import ChannelAttention, GeM, NonLocal
 from vdistill.training import TrainConfig, objective
 
 fuzz = settings(derandomize=True, deadline=None, max_examples=40)
@@ -143,7 +144,13 @@ def named(resnet): return {k.partition(".")[2]: v for k, v in resnet.state_dict(
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(1)
-    return resnet50_backbone()
+    return library_backbone("resnet50", size=(64, 32))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    from torchvision.models import resnet50
+    return resnet50(weights=None)
 
 
 @pytest.fixture(scope="module")
@@ -194,18 +201,19 @@ BAD = { # file name: what is written, given the path and a good state dict
 }
 
 @pytest.mark.parametrize("name", BAD)
-def test_weight_files_that_do_not_do(resnet, tmp_path, name):
+def test_weight_files_that_do_not_do(resnet, theirs, tmp_path, name):
     BAD[name](tmp_path / name, named(resnet))
-    said = message(lambda: load_backbone_weights(resnet, read_weights(tmp_path / name), tmp_path / name))
-    assert str(tmp_path / name) in said and "ResNet-50" in said
+    said = message(lambda: load_weights(theirs, read_weights(tmp_path / name), tmp_path / name, "resnet50"))
+    assert str(tmp_path / name) in said and ("resnet50" in said or "state dict" in said)
     assert "weights_only" not in said # no advice to run what is in the file
     assert not (tmp_path / "trap").exists()
     if name == "shape.pth": assert "conv1.weight" in said
 
 
-def test_files_from_before_batches_were_counted(resnet, tmp_path):
+def test_files_from_before_batches_were_counted(resnet, theirs, tmp_path):
     torch.save({k: v for k, v in named(resnet).items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth")
-    load_backbone_weights(resnet, read_weights(tmp_path / "old.pth"))
+    load_weights(theirs, read_weights(tmp_path / "old.pth"))
+    for key, tensor in named(resnet).items(): assert torch.equal(theirs.state_dict()[key], tensor) or key.endswith("num_batches_tracked")
 
 
 def test_no_download_without_a_network(monkeypatch):
@@ -214,7 +222,7 @@ def test_no_download_without_a_network(monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nonexistent/hub")
     monkeypatch.setattr(os, "makedirs", lambda *args, **options: None)
-    assert "could not be downloaded" in message(resnet50_backbone, "imagenet")
+    assert "could not be downloaded" in message(library_backbone, "resnet50", "imagenet")
 
 
 # ---- pooling, attention, and the lean network
@@ -256,8 +264,8 @@ def test_gem_gradient():
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_attention_starts_as_nothing(resnet, attention):
     with torch.no_grad():
-        other = resnet50_backbone(None, attention)
-        load_backbone_weights(other, named(resnet))
+        other = library_backbone("resnet50", size=(64, 32), attention=attention)
+        other.load_state_dict(resnet.state_dict(), strict=False)
         torch.testing.assert_close(other.eval()(images(2, (32, 16))), resnet.eval()(images(2, (32, 16))), rtol=1e-4, atol=1e-4)
         assert set(other.trunk.attention) == set(ATTENTIONS[attention])
         for module in other.trunk.attention.values(): (module.gamma if attention == "channel" else module.W[1].weight).data.fill_(.5)

@@ -62,8 +62,8 @@ def test_names_of_files_in_errors(encoding, name, shown, errors, tmp_path):
 
 
 @pytest.mark.parametrize("environment", [dict(PYTHONIOENCODING="ascii"), dict(PYTHONIOENCODING="cp1252"), dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")], ids=str)
-def test_from_a_shell(run, environment):
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL")} | dict(PYTHONPATH=str(ROOT)) | environment
+def test_from_a_shell(run, environment, without_umap):
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL")} | dict(PYTHONPATH=without_umap) | environment
     done = subprocess.run([sys.executable, "-m", "vdistill", "show", run], capture_output=True, env=env)
     assert done.returncode == 0, done.stderr
     assert b"infrared->visible" in done.stdout and b"Traceback" not in done.stderr
@@ -100,9 +100,9 @@ def _without_encoding(path):
 def test_text_is_utf8(path): assert not list(_without_encoding(path))
 
 
-def test_no_command_asks_the_machine_for_its_encoding(run, tmp_path):
+def test_no_command_asks_the_machine_for_its_encoding(run, tmp_path, without_umap):
     "The whole life of a run; Python warns, here raises, where an encoding is left to the machine."
-    env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONWARNDEFAULTENCODING="1", PYTHONWARNINGS="ignore")
+    env = dict(os.environ, PYTHONPATH=without_umap, PYTHONWARNDEFAULTENCODING="1", PYTHONWARNINGS="ignore")
     code = ("import sys, warnings; from vdistill.cli import main; warnings.filterwarnings('error', category=EncodingWarning, module=r'vdistill'); "
             f"sys.argv = ['vdistill', 'train', 'synthetic', '--out', {str(tmp_path/'run')!r}, " + ", ".join(f"'--set', {s!r}" for s in SMALL) + "]; main()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", env=env, cwd=tmp_path)

@@ -17,7 +17,7 @@ def imports_of(module):
 
 MODULES = [p.stem for p in (ROOT/"vdistill").glob("[a-z]*.py")]
 THEORY = {"information", "bottlenecks", "distillation", "claims", "bounds", "estimation", "knowledge_distillation"}
-REID = {"data", "archives", "synthetic", "augmentation", "cache", "batches", "backbones", "models", "identity_losses", "metric_losses", "retrieval", "protocols", "reranking", "evaluation"}
+REID = {"data", "archives", "synthetic", "augmentation", "cache", "batches", "pooling", "backbones", "models", "identity_losses", "metric_losses", "retrieval", "protocols", "reranking", "evaluation"}
 
 def test_version_agrees_with_settings():
     settings = configparser.ConfigParser(delimiters=["="])

@@ -84,9 +84,9 @@ def test_two_gpus_with_synchronised_batch_norm_are_one(tmp_path):
 
 SETS = [x for k, v in dict(epochs=2, validate_every=1, width=4, features=16, z_features=8, hidden="[16]", identities_per_batch=8).items() for x in ("--set", f"{k}={v}")] + ["--set", "data.identities=[24, 6, 8]"]
 
-def test_the_command_under_torchrun(tmp_path):
+def test_the_command_under_torchrun(tmp_path, without_umap):
     "One folder, one table, and it reads back."
-    done = subprocess.run(torchrun("-m", "vdistill", "train", "synthetic", "--out", "run", *SETS), env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(torchrun("-m", "vdistill", "train", "synthetic", "--out", "run", *SETS), env=ENV | dict(PYTHONPATH=without_umap), cwd=tmp_path, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("headline feature") == 1 and len(pd.read_csv(tmp_path/"run"/"history.csv")) == 2 and [p.name for p in tmp_path.iterdir()] == ["run"]
     alone = subprocess.run([sys.executable, "-m", "vdistill", "evaluate", "run"], env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=3000)
@@ -95,8 +95,8 @@ def test_the_command_under_torchrun(tmp_path):
     assert odd.returncode != 0 and "multiple of 2" in odd.stderr and not (tmp_path/"odd").exists()
 
 
-def test_a_run_with_a_number_alone_writes_and_speaks(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "vdistill", "train", "synthetic", "--out", "run", *SETS], env=ENV | dict(RANK="1"), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+def test_a_run_with_a_number_alone_writes_and_speaks(tmp_path, without_umap):
+    done = subprocess.run([sys.executable, "-m", "vdistill", "train", "synthetic", "--out", "run", *SETS], env=ENV | dict(RANK="1", PYTHONPATH=without_umap), cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "headline feature" in done.stdout and (tmp_path/"run"/"results.csv").is_file(), done.stderr[-2000:]
     half = subprocess.run([sys.executable, "-m", "vdistill", "train", "synthetic", "--out", "half", *SETS], env=ENV | dict(WORLD_SIZE="4"), cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert half.returncode == 2 and half.stderr.startswith("error: WORLD_SIZE=4") and half.stderr.count("\n") == 1 and not (tmp_path/"half").exists()

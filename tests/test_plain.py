@@ -50,7 +50,7 @@ def test_settings_changed_afterwards_are_written_too(tmp_path):
     (dict(learning_rate=np.float64("nan")), "learning_rate=nan"), (dict(learning_rate=torch.tensor(torch.nan)), "learning_rate=nan"), (dict(learning_rate=np.float64("inf")), "learning_rate=inf"),
     (dict(learning_rate=np.array([1e-3])), "learning_rate=[0.001]"), (dict(epochs=np.float64(3)), "epochs=3.0"), (dict(epochs=np.bool_(True)), "epochs=True"), (dict(hold_out=np.int64(1)), "hold_out=1"),
     (dict(learning_rate=np.complex128(1)), "a number"), (dict(method=np.int64(3)), "3"), (dict(hidden=np.array([16.5])), "16.5"), (dict(weights=np.int64(5)), "weights=5"),
-    ({"data.views": object()}, "data.views"), ({"data.views": {1: {2}}}, "data.views"), (dict(data=np.array([1])), "a table")], ids=str)
+    ({"data.views": ...}, "data.views"), ({"data.views": {1: {2}}}, "data.views"), (dict(data=np.array([1])), "a table")], ids=str)
 def test_what_cannot_be_is_refused_in_a_sentence(settings, part):
     with pytest.raises(InputError) as error: configure("synthetic", **settings)
     assert part in str(error.value) and "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from check_install import ROOT, call, oldest
 
-EXTRAS = ("", "plots", "baselines", "experiments", "notebook", "export")
+EXTRAS = ("", "plots", "baselines", "experiments", "notebook", "backbones", "export")
 SHOWN = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib")
 BEGIN, END = "<!-- matrix -->", "<!-- end of matrix -->"
 HEADER = ["cell", "Python", *SHOWN, "notebooks", "pytest", "minutes", "date", "commit"]

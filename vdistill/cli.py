@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'Run', 'Settings', 'Place', 'Device', 'SYMBOLS', 'parse_settings', 'change_run', 'told', 'check_csv',
-           'free_folder', 'demo', 'train', 'after_training', 'stopping', 'evaluate', 'evaluate_officially',
-           'open_for_evaluation', 'doctor', 'show', 'show_cases', 'embed', 'export', 'import_weights', 'audit',
-           'finish', 'ablate', 'mi', 'read_columns', 'staircase', 'digits', 'cifar', 'views', 'bench', 'lab', 'spelled',
-           'spell_out', 'main']
+           'free_folder', 'demo', 'train', 'choice_of_start', 'after_training', 'stopping', 'evaluate',
+           'evaluate_officially', 'open_for_evaluation', 'doctor', 'show', 'show_cases', 'embed', 'export',
+           'import_weights', 'audit', 'finish', 'ablate', 'mi', 'read_columns', 'staircase', 'digits', 'cifar', 'views',
+           'bench', 'lab', 'spelled', 'spell_out', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
 import codecs, contextlib, dataclasses, os, shlex, sys, unicodedata, warnings
@@ -98,7 +98,7 @@ def demo(
 def train(
     spec: Annotated[Optional[str], typer.Argument(help="dataset: synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR")] = None,
     method: Annotated[Optional[str], typer.Option(help="baseline, bottleneck, vsd, vcd, vml, two of these as vsd+vcd, full, released, vib, ceb, estimated, mib or dml; default: the recipe's, or full")] = None,
-    recipe: Annotated[Optional[str], typer.Option(help="of SYSU-MM01, RegDB and LLCM: paper, released, baseline or modern; default: paper. Of any: a YAML file")] = None,
+    recipe: Annotated[Optional[str], typer.Option(help="of SYSU-MM01, RegDB and LLCM: paper, released, baseline or modern; default: paper. Of pairs: pretrained or scratch; default: pretrained where its weights are. Of any: a YAML file")] = None,
     seed: Annotated[Optional[int], typer.Option(help="of initial weights, batches and views; default: 0")] = None,
     out: Annotated[Optional[Path], typer.Option(help="folder of the run; default: runs/DATASET-METHOD-SEED")] = None,
     resume: Annotated[Optional[Path], typer.Option(metavar="RUN", help="go on with this run as it was begun; of settings, --set changes precision, device, compile, checkpointing and skip_nonfinite")] = None,
@@ -121,6 +121,7 @@ def train(
         trainer = Trainer.resume(resume, progress=first_process())
     else:
         config = configure(spec, method, seed or 0, recipe, **parse_settings(settings))
+        if recipe is None and first_process(): typer.echo(choice_of_start(config), err=True, nl=False)
         trainer = Trainer(config, out or free_folder(Path("runs")/Cell(spec, config.method, config.seed).folder()), progress=first_process())
     if first_process(): typer.echo(f"{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
     if trainer.started and first_process(): typer.echo(trainer.started, err=True)
@@ -131,6 +132,17 @@ def train(
     with after_training(trainer.run_dir):
         if not trainer.dataset.published: results = pd.concat([reference_scores(trainer.dataset, seed=trainer.config.seed), results], ignore_index=True)
         finish(results, trainer.run_dir, trainer.dataset, trainer.run_dir/"results.csv")
+
+def choice_of_start(
+    config, # a `TrainConfig`
+) -> str: # a line, or nothing
+    "Which of two recipes was taken for your own pairs, and how to have the other."
+    from vdistill.config import STARTS, missing_weights
+    start, _, kind = config.recipe.partition("-")
+    if start not in STARTS: return ""
+    if start == "pretrained": return f"recipe pretrained: {config.backbone}, weights={config.weights}; from nothing: --recipe scratch\n"
+    way = missing_weights("pretrained", kind)
+    return f"recipe scratch: a small network from nothing; with pretrained weights, which find more: {way or '--recipe pretrained'}\n"
 
 def _interrupted(trainer, signal):
     "Say how to go on; the exit code of a program that a signal has ended."

@@ -58,7 +58,8 @@ def objective(
     sides, zeros = ("v", "z") if out.shared_visible.z is not None else ("v",), label.new_zeros((), dtype=torch.float32)
     label = label.repeat(len(out.shared_visible.v)//len(label)) # grey views: every image is one
     branches = list(zip(out.pairs, (1., config.shared_share) if len(out.pairs) > 1 else (1.,)))
-    classification = .5*sum(share*_cross_entropy(p, s, label, config) for pair, share in branches for p in pair for s in sides)
+    weight = dict(v=1., z=config.z_classification)
+    classification = .5*sum(weight[s]*share*_cross_entropy(p, s, label, config) for pair, share in branches for p in pair for s in sides)
     terms = dict(classification=classification, triplet=zeros, mutual_learning=zeros, vsd=zeros, vcd=zeros, vml=zeros)
     if config.triplet: terms["triplet"] = sum(w*share*_metric(pair, s, label, config, METRICS[config.metric]) for s, w in zip(sides, (1., config.z_triplet)) if w for pair, share in branches)
     if config.hetero_centre: terms["hetero_centre"] = sum(share*_metric(pair, "v", label, config, lambda v, i, y, c: hetero_centre(v, i, y)) for pair, share in branches)

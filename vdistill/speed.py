@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from .archives import fake_sysu
 from .augmentation import Augmentation, Counter
-from .backbones import GeM
+from .pooling import GeM
 from .batches import Batch, load_batch
 from .benchmark import COLUMNS, machine, row, timings, triplet_by_anchors
 from .config import TrainConfig, configure

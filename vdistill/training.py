@@ -16,10 +16,12 @@ import pandas as pd
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from .augmentation import Augmentation
-from .batches import IdentitySampler, given_labels, load_batch
-from .cache import Pixels
+from .backbones import shown_colours
+from .batches import Batch, IdentitySampler, given_labels, load_batch
+from .cache import Kept, Pixels, digest, on_device
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .checkpoints import SeenWarning, check_data, recall, remember, seen_words
 from .config import TrainConfig, configure, read_yaml
@@ -74,10 +76,13 @@ def make_optimizer(
 def build_model(
     config: TrainConfig, # its network settings
     classes: int, # training identities
+    pretrained: bool = True, # False: weights will follow, so that none need be looked for
 ) -> nn.Module: # initial weights follow from `config.seed`
     "The network of a configuration."
-    names = ["front", "z_hidden", "backbone", "width", "features", "grid", "weights", "attention", "pooling"] + ["views"]*(config.network == "three")
-    options = {name: getattr(config, name) for name in names}
+    names = ["front", "resize", "z_hidden", "backbone", "width", "features", "grid", "attention", "pooling", "stride", "frozen", "resting"]
+    options = {name: getattr(config, name) for name in names + ["views"]*(config.network == "three")}
+    options |= dict(weights=config.weights if pretrained else None, size=config.resize or tuple(config.data.get("image_size", (64, 64))))
+    if config.backbone != "conv": options |= dict(colours=shown_colours(config.backbone, config.weights))
     with seeded("weights", seed=config.seed): return NETWORKS[config.network](classes, config.bottleneck, config.z_features, config.hidden, config.stochastic, **options)
 
 def start_from(
@@ -184,6 +189,7 @@ class Trainer:
         run_dir: str|Path|None = None, # folder of the run; None keeps everything in memory
         dataset: ReIDDataset|None = None, # an open dataset; default: the one of `config.dataset`
         progress: bool = False, # show a bar
+        fresh: bool = True, # False: a state follows, so that no weights are looked for to begin with
     ):
         mind_fork()
         self.dataset = dataset if dataset is not None else load_dataset(config.dataset, seed=config.seed, **config.data)
@@ -203,10 +209,13 @@ class Trainer:
         self.pixels = Pixels(self.dataset, self.train, self.device)
         self.sampler = IdentitySampler(identity, modality, config.identities_per_batch, config.images_per_identity, config.seed)
         classes = len(self.sampler.identities)
-        self.model = build_model(config, classes)
-        self.started = start_from(self.model, config.start) if config.start else None # what of a checkpoint fitted
+        self.model = build_model(self.config, classes, fresh)
+        self.started = start_from(self.model, config.start) if config.start and fresh else None # what of a checkpoint fitted
         self.model = synchronised(self.model.to(self.device))
-        self.embed = Embedder(self.model, self.config, self.device)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True) if config.average else None
+        self.shown = self.average.module if self.average else self.model # what is validated, kept and tested
+        self.embed = Embedder(self.shown, self.config, self.device)
+        self.maps = Kept(self.pixels, self.see, self.train, config.frozen_views, digest(self.model.front, self.model.frozen)) if config.frozen_views else None
         self.regulariser = build_regulariser(config, self.model.shared.encoder.out_features, classes).to(self.device)
         if not config.hold_out: self.check_headline()
         self.parts = nn.ModuleList([self.model, self.regulariser])
@@ -282,8 +291,9 @@ class Trainer:
         key = (self.step, *[world()[0]]*(world()[0] > 0)) # processes draw apart; the first one draws as one alone
         torch.manual_seed(generator("dropout", *key, seed=config.seed).initial_seed())
         noise, rng = generator("noise", *key, seed=config.seed), OwnRows(len(visible), config.seed, "augmentation", self.step)
-        batch = load_batch(self.pixels, *(self.train[own_part(rows)] for rows in (visible, infrared)), self.sampler.label[visible], self.epoch, Augmentation.of(config), rng)
-        with autocast(self.device, config.precision): out = self.forward(batch.visible, batch.infrared, *([noise] if config.stochastic else []))
+        batch = self.batch(visible, infrared, rng)
+        options = ([noise] if config.stochastic else [None]*bool(self.maps)) + [True]*bool(self.maps)
+        with autocast(self.device, config.precision): out = self.forward(batch.visible, batch.infrared, *options)
         terms = objective(gather_predictions(out, 2 if config.views == "grey" else 1), batch.label, config, self.regulariser)
         if self.done % config.accumulate == 0: self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms["loss"]/config.accumulate).backward()
@@ -291,16 +301,31 @@ class Trainer:
         if (self.done + 1) % config.accumulate == 0 or self.done + 1 == len(self.sampler): self.update(terms["loss"])
         return terms
 
+    @torch.no_grad()
+    def see(self, images) -> Tensor: # of uint8
+        "What front end and frozen layers make of images."
+        with autocast(self.device, self.config.precision): return self.model.see(images.float()/255)
+
+    def batch(self, visible, infrared, rng) -> Batch:
+        "The images of a step, or what the frozen layers have made of them."
+        rows, label = [self.train[own_part(rows)] for rows in (visible, infrared)], self.sampler.label[visible]
+        if self.maps is None: return load_batch(self.pixels, *rows, label, self.epoch, Augmentation.of(self.config), rng)
+        maps = self.maps.images(np.concatenate(rows), draw=self.epoch)
+        return Batch(*maps.split(len(rows[0])), on_device(label, maps.device))
+
     def update(self, loss):
         "Take the step, unless loss or gradients are no numbers."
         scaled = self.scaler.is_enabled() # it looks at gradients itself: one too large for float16 is no fault, a loss that is no number is one
         bad = self.watch.see(loss, [] if scaled else self.parts.parameters(), self.step)
         if scaled:
             self.scaler.step(self.optimizer)
-            return self.scaler.update()
+            self.scaler.update()
+            if self.average: self.average.update_parameters(self.model)
+            return
         if self.optimizer.param_groups[0].get("fused"): self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float() # the fused optimiser leaves the step out itself
         elif bad: return
         self.optimizer.step()
+        if self.average: self.average.update_parameters(self.model)
 
     def look(self):
         "Stop where a signal came, where more steps than allowed were no numbers, or where the batch statistics are none."
@@ -352,8 +377,8 @@ class Trainer:
     def keep(self, feature="", value=-1., scores=None) -> dict: # nothing for the history
         "These weights are the run's, until better ones come; without validation the last are."
         self.best = dict(epoch=self.epoch - 1, feature=feature or self.headline(), value=value, scores=scores or {})
-        self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        if self.run_dir: save_weights(self.run_dir, self.model)
+        self.best_weights = {k: v.detach().cpu().clone() for k, v in self.shown.state_dict().items()}
+        if self.run_dir: save_weights(self.run_dir, self.shown)
         return {}
 
     def headline(self) -> str:
@@ -363,7 +388,7 @@ class Trainer:
 
     def test(self) -> pd.DataFrame:
         "Read the test identities once, with the weights and the headline feature that validation chose, or with the last weights and the feature named beforehand."
-        self.model.load_state_dict(self.best_weights)
+        for model in (self.model, self.shown): model.load_state_dict(self.best_weights)
         results = self.embed.score(self.dataset, headline=self.best["feature"], seconds=self.seconds)
         results["validation"] = results.feature.map(self.best["scores"]) # mAP on the validation identities, at the same weights
         if self.run_dir: write_csv(self.run_dir/"results.csv", results)
@@ -374,7 +399,9 @@ class Trainer:
         if not self.run_dir: return
         if self.history: write_csv(self.run_dir/"history.csv", pd.DataFrame(self.history))
         counters = {k: getattr(self, k) for k in COUNTERS}
-        save_state(self.run_dir, counters | {k: getattr(self, k).state_dict() for k in ("model", "regulariser", "optimizer", "scaler")})
+        save_state(self.run_dir, counters | {k: getattr(self, k).state_dict() for k in self.parts_of_state()})
+
+    def parts_of_state(self): return ["model", "regulariser", "optimizer", "scaler"] + ["average"]*bool(self.average)
 
     @classmethod
     def resume(cls,
@@ -388,8 +415,8 @@ class Trainer:
         if config.method == "imported": raise InputError(f"{run_dir} holds weights of others and was not trained here: begin a run with them by --set start={run_dir/WEIGHTS}")
         dataset = dataset if dataset is not None else open_own(config)
         known = check_data(run_dir, dataset)
-        self = cls(config if state is None else dataclasses.replace(config, start=None, weights=None), None, dataset, progress)
-        self.config, self.run_dir = dataclasses.replace(self.config, start=config.start, weights=config.weights), None if world()[0] else run_dir
+        self = cls(config, None, dataset, progress, fresh=state is None)
+        self.run_dir = None if world()[0] else run_dir
         before, now = len(state["model"]["shared.v_classifier.weight"]) if state else None, len(self.sampler.identities)
         if state and before != now:
             raise InputError(f"{run_dir} has trained on {before} identities, and {dataset.name} has {now}: "
@@ -399,7 +426,7 @@ class Trainer:
         self.embed.seen = recall(run_dir)
         if state is None: return self # cut off before its first state: from the start
         for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups): saved["fused"] = own["fused"] # as this device wants it
-        for part in ("model", "regulariser", "optimizer", "scaler"): getattr(self, part).load_state_dict(state.get(part, {}))
+        for part in self.parts_of_state(): getattr(self, part).load_state_dict(state.get(part, {}))
         for k in COUNTERS: setattr(self, k, state.get(k, getattr(self, k)))
         self.best_weights = weights
         return self
@@ -437,6 +464,7 @@ def read_config(
     path = Path(run_dir)/"config.yaml"
     if not path.is_file(): raise InputError(f"{run_dir} is no run: it has no config.yaml. A run is made by `vdistill train`")
     settings = read_yaml(path, path)
+    if isinstance(settings, dict) and "stride" not in settings and settings.get("backbone") == "resnet50": settings["grid"] = [] # before, it was of conv alone
     try: return TrainConfig(**settings)
     except TypeError as e: raise InputError(f"{path} is no configuration of this version: {str(e).splitlines()[0]}") from None
 
@@ -493,7 +521,7 @@ def load_run(
     "A trained network, with its headline feature."
     config, device = read_config(run_dir), pick_device(device)
     best, weights = or_previous(lambda folder: (load_state(folder)["best"], load_weights(folder)), run_dir)
-    model = build_model(dataclasses.replace(config, weights=None), len(weights["shared.v_classifier.weight"]))
+    model = build_model(config, len(weights["shared.v_classifier.weight"]), pretrained=False)
     model.load_state_dict(weights)
     embed = Embedder(model.to(device), config, device)
     embed.seen = recall(run_dir)
