@@ -80,10 +80,10 @@ def test_evaluate_on_another_set_takes_all_of_it(trained, scenes):
 
 def test_train_on_pairs(trained, scenes):
     folder, _ = trained
-    done = call(folder, "train", f"pairs:{scenes}", *sets(*SMALL, "identities_per_batch=4"))
+    done = call(folder, "train", f"pairs:{scenes}", "--recipe", "scratch", *sets(*SMALL, "identities_per_batch=4"))
     assert done.returncode == 0, done.stderr
     assert (folder/"runs"/"pairs-full-0"/"results.csv").is_file()
-    assert call(folder, "train", f"pairs:{scenes}", "--method", "baseline", *sets(*SMALL, "identities_per_batch=4")).returncode == 0
+    assert call(folder, "train", f"pairs:{scenes}", "--recipe", "scratch", "--method", "baseline", *sets(*SMALL, "identities_per_batch=4")).returncode == 0
 
 def test_resume(trained):
     folder, _ = trained

@@ -132,7 +132,7 @@ def test_pixels():
     torch.testing.assert_close(PixelFront()(x), want)
 
 
-@pytest.mark.parametrize("settings, part", [(dict(backbone="resnet18"), "resnet18"), (dict(front="sobel"), "sobel")])
+@pytest.mark.parametrize("settings, part", [(dict(backbone="resnet51"), "resnet51"), (dict(front="sobel"), "sobel")])
 def test_unknown_parts(settings, part): assert part in message(lambda: ReIDNet(5, **settings))
 
 

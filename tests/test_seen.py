@@ -169,7 +169,7 @@ def test_a_copy_of_the_folder(tmp_path):
     from vdistill.benchmark import write_pairs
     write_pairs(tmp_path/"pairs", 10)
     options = dict(duplicates=None, image_size=[16, 16], views=2)
-    Trainer(configure(f"pairs:{tmp_path}/pairs", **SMALL, data=options), tmp_path/"run").fit()
+    Trainer(configure(f"pairs:{tmp_path}/pairs", recipe="scratch", **SMALL, data=options), tmp_path/"run").fit()
     shutil.copytree(tmp_path/"pairs", tmp_path/"copy")
     done = call(tmp_path, "evaluate", "run", "pairs:copy")
     known, people = (load_dataset(f"pairs:{tmp_path}/copy", **options).records.query(q).identity.nunique() for q in ("split != 'test'", "identity >= 0"))

@@ -251,6 +251,7 @@ def read_weights(
     if not path.is_file(): raise InputError(f"no weight file {path}: pass the path of a state dict, or weights=imagenet to download one")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(k, str) for k in state): raise TypeError("names are no strings")
         return {k: v for k, v in state.items() if torch.is_tensor(v)}
     except Exception as e: raise InputError(f"{path} is not a state dict ({type(e).__name__}): pass tensors by name, in a .safetensors or a torch file") from None
 
@@ -451,8 +452,10 @@ def library_backbone(
     if not stride: last_stride_one([part for _, part in parts[first:]])
     if not 0 <= frozen < len(parts) - first + (not frozen): raise InputError(f"frozen={frozen}: {name} has {len(parts) - first} stages" + f" up to stride {stride}"*bool(stride) + ", and one at least must be left")
     start, cut = (first + frozen, first + frozen + 1) if frozen else (0, first)
-    out = OrderedDict(frozen=Frozen(OrderedDict(parts[:start]))) if frozen else OrderedDict()
-    out |= dict(stem=nn.Sequential(OrderedDict(parts[start:cut])), trunk=Trunk(OrderedDict(parts[cut:]), pieces[-1].shape[0], attention, pooling, grid))
+    out: OrderedDict[str, nn.Module] = OrderedDict()
+    if frozen: out["frozen"] = Frozen(OrderedDict(parts[:start]))
+    out["stem"] = nn.Sequential(OrderedDict(parts[start:cut]))
+    out["trunk"] = Trunk(OrderedDict(parts[cut:]), pieces[-1].shape[0], attention, pooling, grid)
     return nn.Sequential(out)
 
 # %% ../nbs/reid/13a_backbones.ipynb #c033
@@ -474,7 +477,7 @@ class Encoder(nn.Module):
         if backbone == "conv":
             given = dict(weights=weights or 0, attention=attention if attention != "none" else 0, stride=stride, frozen=frozen)
             odd = [f"{k}={v}" for k, v in given.items() if v]
-            if odd: raise InputError(f"{odd[0]} belongs to a network of a library, for example backbone=resnet50, not to conv")
+            if odd: raise InputError(f"{odd[0]} belongs to a network of a library, for example backbone=resnet50, not to conv (of pairs, --recipe scratch has settings for conv)")
             self.backbone, self.out_features = conv_backbone(width, grid or (4, 4), features, pooling), features
         else:
             self.backbone = library_backbone(backbone, weights, size, stride, frozen, attention, pooling, grid or (1, 1))

@@ -121,9 +121,8 @@ def train(
         trainer = Trainer.resume(resume, progress=first_process())
     else:
         config = configure(spec, method, seed or 0, recipe, **parse_settings(settings))
-        if recipe is None and first_process(): typer.echo(choice_of_start(config), err=True, nl=False)
         trainer = Trainer(config, out or free_folder(Path("runs")/Cell(spec, config.method, config.seed).folder()), progress=first_process())
-    if first_process(): typer.echo(f"{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
+    if first_process(): typer.echo(f"{choice_of_start(trainer.config)*(recipe is None and not resume)}{trainer.dataset}\nrun folder: {trainer.run_dir}", err=True)
     if trainer.started and first_process(): typer.echo(trainer.started, err=True)
     try: results = trainer.fit()
     except KeyboardInterrupt as e: raise SystemExit(_interrupted(trainer, getattr(e, "number", 2)))
@@ -140,7 +139,7 @@ def choice_of_start(
     from vdistill.config import STARTS, missing_weights
     start, _, kind = config.recipe.partition("-")
     if start not in STARTS: return ""
-    if start == "pretrained": return f"recipe pretrained: {config.backbone}, weights={config.weights}; from nothing: --recipe scratch\n"
+    if start == "pretrained": return f"recipe pretrained: {config.backbone}, weights={config.weights}, method {config.method}; from nothing: --recipe scratch\n"
     way = missing_weights("pretrained", kind)
     return f"recipe scratch: a small network from nothing; with pretrained weights, which find more: {way or '--recipe pretrained'}\n"
 
