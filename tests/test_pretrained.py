@@ -1,5 +1,5 @@
 "Networks of the libraries, taken apart; weights that come in packages; frozen layers, kept maps, and averaged weights."
-import hashlib
+from collections import OrderedDict
 import warnings
 
 import numpy as np
@@ -94,7 +94,21 @@ def test_timms_networks_in_order(name, size):
 
 
 @timm
-def test_what_is_no_sequence_is_refused(): assert "taken apart" in message(B.layout, "timm:hrnet_w18_small", (64, 64))
+def test_what_is_no_sequence_is_refused(): assert "one after the other" in message(B.layout, "timm:hrnet_w18_small", (64, 64))
+
+
+def test_blocks_that_begin_near_nothing_are_all_taken():
+    "With a layer scale of 1e-6 the features after one block are those after three, to six digits."
+    class Scaled(nn.Module):
+        def __init__(self): super().__init__(); self.inner = nn.Conv2d(4, 4, 1)
+        def forward(self, x): return x + 1e-6*self.inner(x)
+    parts = OrderedDict(stem=nn.Conv2d(3, 4, 3), a=Scaled(), b=Scaled(), c=Scaled(), drop=nn.Identity(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(4, 2))
+    images = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        x = images
+        for name in ("stem", "a", "b", "c"): x = parts[name](x)
+        for target in (x, x.mean((2, 3))): assert B.in_order(parts, images, target) == ["stem", "a", "b", "c"]
+        assert B.in_order(parts, images, torch.zeros_like(x)) is None
 
 
 @pytest.mark.parametrize("settings, said", [(dict(name="resnet51"), "did you mean resnet50"), (dict(name="hub:resnet18"), "timm:NAME"),
