@@ -94,7 +94,7 @@ def test_a_path_is_a_spec(scenes, tmp_path):
     spec, options = Path(f"pairs:{scenes}"), dict(duplicates=None, image_size=(16, 16))
     assert parse_spec(spec) == ("pairs", str(scenes))
     assert load_dataset(spec, **options).name == load_dataset(scenes, **options).name == "pairs"
-    assert configure(scenes).dataset == configure(spec).dataset == TrainConfig(dataset=scenes).dataset == f"pairs:{scenes}" and configure(scenes).recipe.endswith("-pairs")
+    assert configure(scenes).dataset == configure(spec).dataset == TrainConfig(dataset=scenes).dataset == f"pairs:{scenes}" and configure(scenes).recipe == configure(f"pairs:{scenes}").recipe and configure(scenes).recipe in ("pretrained-pairs", "scratch-pairs")
     assert Cell(scenes, "full", np.int64(1), ("vsd", np.float64(.25))) == Cell(f"pairs:{scenes}", "full", 1, ("vsd", .25)) and same_dataset(scenes, f"pairs:{scenes}")
     assert open_for_evaluation(configure(scenes, **{f"data.{k}": v for k, v in options.items()}), scenes)[2] == "test"
     file = tmp_path/"list.csv"
