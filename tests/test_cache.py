@@ -202,12 +202,24 @@ def test_a_killed_build_leaves_no_cache(tree, tmp_path):
 
 
 def test_killed_between_the_two_files(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(PixelCache, "_remember", lambda *_, **__: 1/0)
-    with pytest.raises(ZeroDivisionError): make(tree, tmp_path / "c")
-    monkeypatch.undo()
-    assert [p.suffix for p in (tmp_path / "c").iterdir()] == [".npy"]
-    cache = make(tree, tmp_path / "c")
-    assert torch.equal(pixels(cache), slowly(tree)) and "nothing beside it" in cache.notes[0]
+    "The description is there first: alone it is no cache, and beside older pixels it tells that they are others."
+    cache, paths, remember = make(tree, tmp_path / "c"), images(tree), PixelCache._remember
+    def killed(*args): remember(*args); raise KeyboardInterrupt
+    def kill():
+        monkeypatch.setattr(PixelCache, "_remember", killed)
+        with pytest.raises(KeyboardInterrupt): make(tree, tmp_path / "c")
+        monkeypatch.undo()
+    one, other = (next(p for p in paths if "Visible" in str(p) and f"/{i}/" in p.as_posix()) for i in (2, 3))
+    one.write_bytes(other.read_bytes())
+    os.utime(one, (1e9, 1e9))
+    kill()
+    assert cache_faults(cache.file)
+    after = make(tree, tmp_path / "c")
+    assert torch.equal(pixels(after), slowly(tree)) and "1 of its 2 blocks of 256 images were damaged" in after.notes[0]
+    cache.file.unlink()
+    kill()
+    assert [p.suffix for p in (tmp_path / "c").iterdir()] == [".json"]
+    assert torch.equal(pixels(make(tree, tmp_path / "c")), slowly(tree))
 
 
 def test_two_processes_at_once(tree, tmp_path):

@@ -85,14 +85,12 @@ def test_counts(recipe):
     (ours, loop), (ours_more, loop_more) = ([step_counts(kind(c), random_batch(c)) for kind in (Step, LoopStep)] for c in (config, more))
     assert ours.syncs == 0 and loop.syncs > 100 and loop.operations > ours.operations
     assert ours_more.operations == ours.operations and loop_more.syncs > 1.8*loop.syncs - 50
-    assert ours.operations < (9000 if recipe == "released" else 2000)
 
 
 def test_our_step_runs_without_values():
     "A second witness that it never waits; at full size."
     config = speed_config("paper", "cuda", attention="none")
-    counts = step_counts(meta_step(config), random_batch(config, "meta"))
-    assert counts.syncs == 0 and counts.operations < 4000
+    assert step_counts(meta_step(config), random_batch(config, "meta")).syncs == 0
 
 
 def two_layers(): return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 1, bias=False))

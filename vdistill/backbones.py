@@ -7,8 +7,8 @@ __all__ = ['CONTAINERS', 'IDLE', 'BETWEEN', 'LITE', 'IMAGENET', 'PACKAGES', 'HEA
            'open_network', 'resize_positions', 'PatchStem', 'TimmPatchStem', 'TokenMap', 'parts_of', 'own_features',
            'in_order', 'ChannelsFirst', 'Piece', 'layout', 'up_to_stride', 'last_stride_one', 'read_weights',
            'imagenet_weights', 'Package', 'package_file', 'package_weights', 'load_weights', 'weighted_network',
-           'shown_colours', 'Trunk', 'resting_norms', 'Frozen', 'library_backbone', 'Encoder', 'channels_last',
-           'take_stem', 'take_frozen']
+           'shown_colours', 'Trunk', 'resting_norms', 'Frozen', 'library_parts', 'library_backbone', 'Encoder',
+           'channels_last', 'take_stem', 'take_frozen']
 
 # %% ../nbs/reid/13a_backbones.ipynb #c002
 import difflib, functools, hashlib, math
@@ -219,7 +219,7 @@ def layout(
         if "map" in parts: names.append("map")
         pieces, x = [], torch.randn(1, 3, *size)
         for key in names:
-            x = (parts.get(key) or BETWEEN[key]())(x)
+            x = (parts[key] if key in parts else BETWEEN[key]())(x)
             pieces.append(Piece(key, tuple(x.shape[1:])))
         if x.ndim == 4 and x.shape[3] == getattr(net, "num_features", 0) != x.shape[1]: pieces.append(Piece("channels_first", (x.shape[3], *x.shape[1:3])))
         return tuple(pieces)
@@ -438,6 +438,18 @@ class Frozen(nn.Sequential):
 
 def _plain(part): return isinstance(part, nn.modules.batchnorm._BatchNorm) or not list(part.children()) # one layer
 
+def library_parts(
+    name: str, # of torchvision, or `timm:NAME`
+    weights: str|None = None, # None: random; `imagenet`, `package:NAME`, or a file
+    size: tuple = (256, 128), # `(H, W)` of the images
+    stride: int = 0, # as far as the map has this stride; 0: all of it
+) -> tuple: # names and modules; their `Piece`s
+    "A network of a library without its classifier, part after part."
+    pieces, net = layout(name, tuple(size)), weighted_network(name, weights)
+    if stride: pieces = up_to_stride(pieces, size, stride)
+    there = parts_of(net, tuple(size), name)
+    return [(p.name, there[p.name] if p.name in there else BETWEEN[p.name]()) for p in pieces], pieces
+
 def library_backbone(
     name: str = "resnet50", # of torchvision, or `timm:NAME`
     weights: str|None = None, # None: random; `imagenet`, `package:NAME`, or a file
@@ -450,10 +462,7 @@ def library_backbone(
 ) -> nn.Sequential: # `frozen` where there is something, `stem` and `trunk`; `(B, 3, H, W)` to `(B, d)`
     "A network of a library without its classifier, cut in pieces."
     if attention not in ("none", *ATTENTIONS) or attention != "none" and name != "resnet50": raise InputError(f"attention={attention!r}: choose {', '.join(ATTENTIONS)}; all but none are for resnet50")
-    pieces, net = layout(name, tuple(size)), weighted_network(name, weights)
-    if stride: pieces = up_to_stride(pieces, size, stride)
-    there = parts_of(net, tuple(size), name)
-    parts = [(piece.name, there[piece.name] if piece.name in there else BETWEEN[piece.name]()) for piece in pieces]
+    parts, pieces = library_parts(name, weights, size, stride)
     first = next((i for i, (_, part) in enumerate(parts) if not _plain(part)), 1) or 1 # the stem: layers before the first stage
     if not stride: last_stride_one([part for _, part in parts[first:]])
     if not 0 <= frozen < len(parts) - first + (not frozen): raise InputError(f"frozen={frozen}: {name} has {len(parts) - first} stages" + f" up to stride {stride}"*bool(stride) + ", and one at least must be left")

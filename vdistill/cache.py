@@ -196,10 +196,13 @@ class PixelCache:
 
     def _open(self): # why the file cannot be used; None: it is open
         self.found = self._inode()
-        self.checked, self.whole = np.zeros(-(-len(self)//BLOCK), bool), False
         if not self.file.exists(): return "it was not there"
-        self.told, self.pixels = _sidecar(self.file), _mapped(self.file, self.shape)
-        if self.told is None: return "nothing beside it said what it was made from"
+        self.told = _sidecar(self.file)
+        return self._map() if self.told else "nothing beside it said what it was made from"
+
+    def _map(self): # the same, where it is known what it was made from
+        self.found, self.checked, self.whole = self._inode(), np.zeros(-(-len(self)//BLOCK), bool), False
+        self.pixels = _mapped(self.file, self.shape)
         if self.pixels is None: return "it was cut short"
         fits = self.told["paths"] == self.names and len(self.told["times"]) == len(self.told["contents"]) == len(self) and len(self.told["blocks"]) == len(self.checked)
         if not fits: return "it was made from other files"
@@ -217,14 +220,14 @@ class PixelCache:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with _alone(self.file):
-                if self._inode() == self.found or self._open(): self._decode_all() # else another process has made it meanwhile
+                fault = (self._inode() == self.found or self._open()) and self._decode_all() # else another process has made it meanwhile
         except OSError as e:
             if not again and self._open() is None: return # it was made by one that cannot be waited for
             raise InputError(f"{self.file}: cannot be written ({e.strerror or e}); it takes {_size(self.nbytes)}. Pass cache=DIR on a disk with that much room, or cache=None to decode in each epoch") from None
-        if fault := self._open(): raise InputError(f"{self.file} was just written, but {fault}; pass cache=DIR on another disk")
+        if fault: raise InputError(f"{self.file} was just written, but {fault}; pass cache=DIR on another disk")
         self.notes.append(f"{self.file} was made again, as {why}" if again else f"decoded pixels are kept in {self.file} ({_size(self.nbytes)}); remove this file to have the room back")
 
-    def _decode_all(self):
+    def _decode_all(self): # why what was written cannot be used; None: it is open
         _sweep(self.file)
         free, contents, sums = shutil.disk_usage(self.file.parent).free, [], []
         if free < self.nbytes + 200*len(self): raise OSError(28, f"{_size(free)} free")
@@ -236,7 +239,9 @@ class PixelCache:
                 pixels = _stacked([p for p, _ in done], faults, self.image_size)
                 f.write(pixels)
                 sums.append(zlib.crc32(pixels)); contents += [c for _, c in done]; bar.update(len(pixels))
-        self._remember(dict(decoder=decoder(), shape=self.shape, paths=self.names, times=self.times, contents=contents, blocks=sums))
+            self.told = dict(decoder=decoder(), shape=self.shape, paths=self.names, times=self.times, contents=contents, blocks=sums)
+            self._remember(self.told) # before the pixels are there: whoever finds them finds this too
+        return self._map()
 
 def pixel_file(
     paths, # image files

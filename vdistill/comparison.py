@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
-from .backbones import layout, package_file, parts_of, shown_colours, weighted_network
+from .backbones import library_parts, package_file, shown_colours
 from .checkpoints import same_data
 from .config import METHODS, read_yaml
 from .core import InputError, half_width, optional, plain
@@ -109,11 +109,10 @@ class FrozenFeatures:
     ):
         scale = max(1, round(128/max(image_size))) # small views are enlarged
         size = tuple(scale*n for n in image_size)
-        parts = parts_of(weighted_network(name, weights), size, name)
-        self.pieces = [p for p in layout(name, size) if len(p.shape) == 3]
-        self.parts = [(p.name, parts[p.name].eval()) for p in self.pieces]
+        self.parts, pieces = library_parts(name, weights, size)
+        for _, part in self.parts: part.eval()
         self.front = front_end("grey", size, shown_colours(name, weights))
-        self.wanted = [(p.name, grid) for p in self.pieces if round(size[0]/p.shape[1]) >= 8 for grid in GRIDS if grid[0] <= p.shape[1] and grid[1] <= p.shape[2]]
+        self.wanted = [(p.name, grid) for p in pieces if len(p.shape) == 3 and round(size[0]/p.shape[1]) >= 8 for grid in GRIDS if grid[0] <= p.shape[1] and grid[1] <= p.shape[2]]
         if only is not None: self.wanted = [w for w in self.wanted if self.label(*w) in only]
 
     @staticmethod

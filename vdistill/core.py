@@ -122,9 +122,9 @@ def warn_of_probabilities(
     *logits, # `(B, C)` tensors
 ):
     "Warn `LogitsWarning` where logits are probabilities. Tensors on a GPU are not looked at: the loss would have to wait for them."
-    x = next((x for x in logits if _are_probabilities(x)), None)
-    if x is None: return
-    why = f"logits of shape {tuple(x.shape)} look like probabilities, since no number is below 0 and every row sums to 1"
+    found = [x for x in logits if _are_probabilities(x)]
+    if not found: return
+    why = f"logits of shape {tuple(found[0].shape)} look like probabilities, since no number is below 0 and every row sums to 1"
     way_out = "the softmax is taken here: pass what came before it, or log-probabilities"
     warnings.warn(f"{why}; {way_out}", LogitsWarning, stacklevel=_caller())
 

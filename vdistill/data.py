@@ -137,7 +137,7 @@ def read_image(
         with open(path, "rb") as file, Image.open(file) as opened: # of a mapped file pillow turns size but not pixels
             kind = _deep_colours(opened, path)
             if kind: image = Image.fromarray(_stretch(_both_bytes(path, kind), path))
-            else: image = ImageOps.exif_transpose(opened) # as every viewer shows it
+            else: image = ImageOps.exif_transpose(opened) or opened # as every viewer shows it
             if image.mode[0] in "IF": image = Image.fromarray(_stretch(np.asarray(image), path))
             return np.asarray(image.convert(mode))
     except FileNotFoundError: raise InputError(f"{path}: missing") from None

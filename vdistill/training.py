@@ -292,8 +292,7 @@ class Trainer:
         torch.manual_seed(generator("dropout", *key, seed=config.seed).initial_seed())
         noise, rng = generator("noise", *key, seed=config.seed), OwnRows(len(visible), config.seed, "augmentation", self.step)
         batch = self.batch(visible, infrared, rng)
-        options = ([noise] if config.stochastic else [None]*bool(self.maps)) + [True]*bool(self.maps)
-        with autocast(self.device, config.precision): out = self.forward(batch.visible, batch.infrared, *options)
+        with autocast(self.device, config.precision): out = self.forward(batch.visible, batch.infrared, noise if config.stochastic else None, self.maps is not None)
         terms = objective(gather_predictions(out, 2 if config.views == "grey" else 1), batch.label, config, self.regulariser)
         if self.done % config.accumulate == 0: self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms["loss"]/config.accumulate).backward()
@@ -317,14 +316,10 @@ class Trainer:
         "Take the step, unless loss or gradients are no numbers."
         scaled = self.scaler.is_enabled() # it looks at gradients itself: one too large for float16 is no fault, a loss that is no number is one
         bad = self.watch.see(loss, [] if scaled else self.parts.parameters(), self.step)
-        if scaled:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            if self.average: self.average.update_parameters(self.model)
-            return
-        if self.optimizer.param_groups[0].get("fused"): self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float() # the fused optimiser leaves the step out itself
-        elif bad: return
-        self.optimizer.step()
+        if not scaled and self.optimizer.param_groups[0].get("fused"): self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float() # the fused optimiser leaves the step out itself
+        elif not scaled and bad: return
+        self.scaler.step(self.optimizer) # without scaling it is the optimiser's own
+        self.scaler.update()
         if self.average: self.average.update_parameters(self.model)
 
     def look(self):
