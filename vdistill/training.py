@@ -392,7 +392,9 @@ class Trainer:
     def save(self):
         "Write history and state, each whole or not at all."
         if not self.run_dir: return
-        if self.history: write_csv(self.run_dir/"history.csv", pd.DataFrame(self.history))
+        try:
+            if self.history: write_csv(self.run_dir/"history.csv", pd.DataFrame(self.history))
+        except InputError as e: raise InputError(f"{e}. {self.kept()}") from None
         counters = {k: getattr(self, k) for k in COUNTERS}
         save_state(self.run_dir, counters | {k: getattr(self, k).state_dict() for k in self.parts_of_state()})
 
@@ -505,8 +507,10 @@ def write_csv(
     path, # where to
     table: pd.DataFrame,
 ):
-    "Write a table whole or not at all."
-    with atomic_path(path) as p: table.to_csv(p, index=False)
+    "Write a table whole or not at all; raises `InputError` where there is no room."
+    try:
+        with atomic_path(path) as p: table.to_csv(p, index=False)
+    except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror or e}); what stood there before is whole") from None
 
 # %% ../nbs/reid/16_training.ipynb #c020
 def load_run(
