@@ -93,8 +93,7 @@ class VariationalBottleneck(nn.Module):
     ) -> tuple[Tensor, Tensor]: # mean and log-variance, each `(B, out_features)`
         "The parameters of p(z|v); the log-variance is bent softly into (-20, 20), so that its exponential stays finite."
         _check_input(self, v)
-        both = self.layers(v) # cut by slices: a chunk that is an output breaks older ONNX exporters
-        mean, log_variance = both[:, :self.out_features], both[:, self.out_features:]
+        mean, log_variance = self.layers(v).chunk(2, dim=1)
         return mean, 20 * (log_variance / 20).tanh()
 
     def forward(self,

@@ -231,7 +231,8 @@ class FeatureGraph(nn.Module):
     def forward(self,
         images, # `(B, 3, H, W)` uint8
     ): # `(B, d)` float32
-        return self.model.embed(images.float()/255, self.modality)[self.feature]
+        feature = self.model.embed(images.float()/255, self.modality)[self.feature]
+        return feature.reshape(feature.shape) # torch 2.6 cannot write an output that is a chunk of something
 
 # %% ../nbs/looking/26_embedding.ipynb #c034
 @contextlib.contextmanager
