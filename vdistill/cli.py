@@ -403,7 +403,7 @@ def ablate(
     against: Annotated[Optional[str], typer.Option(help="method that the others are held against; default: the first of the grid that is finished")] = None,
 ):
     "Run a grid of datasets, methods and seeds; finished cells are skipped, interrupted ones resumed."
-    from vdistill.comparison import collect, collect_histories, compare, differences_text, read_grid, run_cells, shard
+    from vdistill.comparison import SCENES, collect, collect_histories, compare, differences_text, read_grid, run_cells, shard
     from vdistill.plots import plot_differences
     from vdistill.report import save_figure
     from vdistill.training import write_csv
@@ -417,6 +417,7 @@ def ablate(
     if against not in (None, *done): raise InputError(f"--against {against}: no finished cell of {grid}; there are {', '.join(done)}")
     write_csv(to, results)
     write_csv(to.with_name(f"{to.stem}-history.csv"), collect_histories(cells, out))
+    if len(scenes := collect_histories(cells, out, SCENES)): write_csv(to.with_name(f"{to.stem}-scenes.csv"), scenes)
     table = compare(results, against or done[0])
     typer.echo(differences_text(table))
     typer.echo(f"{len(cells) - len(missing)} of {len(cells)} cells written to {to}" + (f"; missing: {', '.join(c.folder() for c in missing)}" if missing else ""))

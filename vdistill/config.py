@@ -30,6 +30,7 @@ METHODS = {
     "vcd+vml": dict(vsd=0.),
     "full": dict(),
     "released": dict(regulariser="released", beta=2.),
+    "similarity": dict(regulariser="similarity"),
     "vib": dict(regulariser="vib", stochastic=True, beta=1e-3),
     "ceb": dict(regulariser="ceb", stochastic=True, beta=1e-3),
     "estimated": dict(regulariser="estimated", beta=.1),
@@ -95,6 +96,7 @@ class TrainConfig:
     hidden: tuple = (512, 256) # layers of a bottleneck
     z_hidden: tuple = () # layers of the classifier on z
     stochastic: bool = False # z ~ p(z|v), a Gaussian
+    residual: bool = False # z = v + a correction that is nothing to begin with
     weights: str | None = None # of a library's network: `imagenet`, `package:NAME`, or a file
     start: str | None = None # a checkpoint to begin with, of vdistill or of public code; what fits is taken
     # the objective: weights of its terms; 0 switches one off
@@ -166,6 +168,7 @@ class TrainConfig:
         for name in ("grid", "resize", "hidden", "z_hidden"):
             for n in getattr(self, name): _within(name, as_kind(int, name, n), 1, math.inf)
         self.check_frozen()
+        if self.residual and (self.stochastic or self.regulariser in ("ceb", "estimated", "mib", "vib")): raise InputError(f"residual=true makes z as large as v and leaves it without noise, and method={self.method} needs a z of its own: set residual=false")
         if self.views == "grey" and self.network != "three": raise InputError("views=grey needs network=three: a lean network has no branch for the grey copy")
         Augmentation.of(self) # checks its fields
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'COLUMNS', 'RUN', 'gallery_draws', 'protocol_text', 'score_features', 'chance_rows', 'mean_over_draws',
-           'evaluate', 'extract_features', 'official_scores', 'run_columns', 'results_frame', 'summarize',
-           'paired_differences', 'pixel_features', 'hog_features', 'DIRECTIONS', 'ProtocolScores', 'RetrievalScores',
-           'chance_scores', 'llcm_scores', 'pairwise_distances', 'regdb_scores', 'rerank', 'retrieval_scores',
-           'sysu_scores']
+           'drawn_features', 'evaluate', 'scene_scores', 'extract_features', 'official_scores', 'run_columns',
+           'results_frame', 'summarize', 'paired_differences', 'pixel_features', 'hog_features', 'DIRECTIONS',
+           'ProtocolScores', 'RetrievalScores', 'chance_scores', 'llcm_scores', 'pairwise_distances', 'regdb_scores',
+           'rerank', 'retrieval_scores', 'sysu_scores']
 
 # %% ../nbs/reid/15_evaluation.ipynb #c003
 import functools, subprocess
@@ -96,6 +96,21 @@ def mean_over_draws(
 
 # %% ../nbs/reid/15_evaluation.ipynb #c013
 @torch.no_grad()
+def drawn_features(
+    dataset, # with `records`, `images(indices, draw=…)` and a default `protocol`
+    extract, # (uint8 images `(B, 3, H, W)`, modality 0 or 1) -> {feature name: `(B, D)`}
+    indices=None, # rows to evaluate, by position; default: the split `test`
+    *,
+    protocol=None, # default: the data set's
+    seed: int = 0, # of the draws
+    batch_size: int = 256,
+): # yields (visible rows, infrared rows), {feature name: (visible `(V, D)`, infrared `(I, D)`)}
+    "The features of each draw. Draw number `i` reads the views of draw `i`."
+    indices, protocol = dataset.indices("test") if indices is None else indices, protocol or dataset.protocol
+    for draw, sides in enumerate(gallery_draws(dataset.records, indices, protocol, seed)):
+        features = [extract_features(dataset, extract, side, modality, draw, batch_size) for modality, side in enumerate(sides)]
+        yield sides, {name: [f[name] for f in features] for name in features[0]}
+
 def evaluate(
     dataset, # with `records`, `images(indices, draw=…)` and a default `protocol`
     extract, # (uint8 images `(B, 3, H, W)`, modality 0 or 1) -> {feature name: `(B, D)`}
@@ -105,14 +120,27 @@ def evaluate(
     seed: int = 0, # of the draws
     batch_size: int = 256,
 ) -> list: # rows, mean over the draws
-    "Score what `extract` returns under a protocol, in both directions. Draw number `i` reads the views of draw `i`."
-    indices, protocol = dataset.indices("test") if indices is None else indices, protocol or dataset.protocol
-    ids = dataset.records.identity.to_numpy()
-    rows = []
-    for draw, sides in enumerate(gallery_draws(dataset.records, indices, protocol, seed)):
-        features = [extract_features(dataset, extract, side, modality, draw, batch_size) for modality, side in enumerate(sides)]
-        rows.append(score_features({name: [f[name] for f in features] for name in features[0]}, *(ids[s] for s in sides)))
-    return mean_over_draws(rows)
+    "Score what `extract` returns under a protocol, in both directions."
+    ids, options = dataset.records.identity.to_numpy(), dict(protocol=protocol, seed=seed, batch_size=batch_size)
+    return mean_over_draws([score_features(features, *(ids[s] for s in sides)) for sides, features in drawn_features(dataset, extract, indices, **options)])
+
+def scene_scores(
+    dataset, # as for `evaluate`
+    extract, # as for `evaluate`
+    indices=None, # rows to evaluate, by position; default: the split `test`
+    **options, # of `drawn_features`
+) -> pd.DataFrame: # feature, direction, scene (identity, where records have no scenes), queries, rank-1 and mAP in percent
+    "What the queries of each scene find, over all draws. Weighted by `queries` they average to what `evaluate` gives."
+    records, parts = dataset.records, []
+    ids, scenes = records.identity.to_numpy(), records["scene" if "scene" in records else "identity"].to_numpy()
+    for sides, features in drawn_features(dataset, extract, indices, **options):
+        for name, (visible, infrared) in features.items():
+            d = pairwise_distances(infrared, visible)
+            for direction, distances, (asking, answering) in zip(DIRECTIONS, (d, d.T), (sides[::-1], sides)):
+                s = retrieval_scores(distances, ids[asking], ids[answering])
+                parts.append(pd.DataFrame({"feature": name, "direction": direction, "scene": scenes[asking], "queries": 1, "rank-1": 100.*(s.first_rank == 1), "mAP": 100*s.average_precision}))
+    table = pd.concat(parts, ignore_index=True).dropna()
+    return table.groupby(["feature", "direction", "scene"], sort=False).agg({"queries": "sum", "rank-1": "mean", "mAP": "mean"}).reset_index()
 
 def extract_features(
     dataset, # with `images(indices, draw=…)`

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .backbones import IMAGENET, Encoder, channels_last, take_frozen, take_stem
-from .bottlenecks import InformationBottleneck, VariationalBottleneck, sample_gaussian
+from .bottlenecks import InformationBottleneck, ResidualBottleneck, VariationalBottleneck, sample_gaussian
 from .core import InputError
 
 # %% ../nbs/reid/13_models.ipynb #c007
@@ -122,13 +122,15 @@ class Branch(nn.Module):
         hidden: tuple = (1024, 512), # of the bottleneck
         stochastic: bool = False, # z ~ p(z|v), a Gaussian, in training
         z_hidden: tuple = (), # layers of the classifier on z; `()`: it is linear
+        residual: bool = False, # z = v + a correction, as large as v
     ):
         super().__init__()
         self.encoder = encoder
         self.v_classifier = classifier(encoder.out_features, classes)
         kind = VariationalBottleneck if stochastic else InformationBottleneck
-        self.bottleneck = kind(encoder.out_features, z_features, hidden) if bottleneck else None
-        self.z_classifier = (deep_classifier if z_hidden else classifier)(z_features, classes, *[z_hidden]*bool(z_hidden)) if bottleneck else None
+        if not bottleneck: self.bottleneck = None
+        else: self.bottleneck = ResidualBottleneck(encoder.out_features, hidden) if residual else kind(encoder.out_features, z_features, hidden)
+        self.z_classifier = (deep_classifier if z_hidden else classifier)(self.bottleneck.out_features, classes, *[z_hidden]*bool(z_hidden)) if bottleneck else None
 
     def observe(self,
         x: Tensor, # `(B, 3, H, W)`, what a front end gives
@@ -238,6 +240,7 @@ class ReIDNet(Network):
         colours: tuple = tuple(IMAGENET.values()), # mean and deviation that their weights expect
         z_hidden: tuple = (), # of the classifiers on z
         resting: bool = False, # the backbones' batch norms keep their statistics
+        residual: bool = False, # z = v + a correction
         views: str = "modalities", # or `grey`: every image, and its grey copy, as the released code has it
         **encoder, # of `Encoder`: backbone, width, features, grid, weights, attention, pooling, stride, frozen, size
     ):
@@ -248,7 +251,7 @@ class ReIDNet(Network):
         self.register_buffer("luma", torch.tensor([.2989, .5870, .1140])[:, None, None], persistent=False)
         encoders = [Encoder(**encoder) for _ in range(3)] # all before any bottleneck: a seed starts v alike, whatever follows it
         self.frozen = [take_frozen(e) for e in encoders][0] # alike in all three
-        self.visible, self.infrared, self.shared = (Branch(e, classes, bottleneck, z_features, hidden, stochastic, z_hidden) for e in encoders)
+        self.visible, self.infrared, self.shared = (Branch(e, classes, bottleneck, z_features, hidden, stochastic, z_hidden, residual) for e in encoders)
         self.to(memory_format=torch.channels_last)
 
     def forward(self,
@@ -305,6 +308,7 @@ class TwoStreamNet(Network):
         colours: tuple = tuple(IMAGENET.values()), # mean and deviation that its weights expect
         z_hidden: tuple = (), # of the classifier on z
         resting: bool = False, # the backbone's batch norms keep their statistics
+        residual: bool = False, # z = v + a correction
         **encoder, # of `Encoder`: backbone, width, features, grid, weights, attention, pooling, stride, frozen, size
     ):
         super().__init__()
@@ -313,7 +317,7 @@ class TwoStreamNet(Network):
         self.frozen = take_frozen(shared) # sees both modalities; the stems are what comes first of the rest
         self.stems = nn.ModuleList([take_stem(shared)])
         self.stems.append(copy.deepcopy(self.stems[0])) # both start alike
-        self.shared = Branch(shared, classes, bottleneck, z_features, hidden, stochastic, z_hidden)
+        self.shared = Branch(shared, classes, bottleneck, z_features, hidden, stochastic, z_hidden, residual)
         self.to(memory_format=torch.channels_last)
 
     def forward(self,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .bottlenecks import CEB, MIB, VIB, EstimatedBottleneck, MutualLearning
-from .distillation import ReleasedDistillation, VariationalDistillation
+from .distillation import ReleasedDistillation, SimilarityDistillation, VariationalDistillation
 from .identity_losses import cross_modal_triplet, mutual_learning
 from .metric_losses import batch_hard, euclidean_distances, hetero_centre, hetero_centre_triplet, pair_masks, released_rank, released_sinkhorn, weighted_triplet
 from .models import Predictions
@@ -39,6 +39,7 @@ MUTUAL = { # name -> (logits `(B, C)`, logits `(B, C)`) to a scalar
 REGULARISERS = { # name -> (configuration, size of v, classes, branches) to a module that is called with (specific, shared, labels)
     "distillation": lambda c, v, n, b: VariationalDistillation(c.vsd, c.vcd, c.vml, c.beta, c.temperature, c.detach),
     "released": lambda c, v, n, b: ReleasedDistillation(c.beta),
+    "similarity": lambda c, v, n, b: SimilarityDistillation(c.beta, detach=c.detach),
     "vib": lambda c, v, n, b: VIB(c.beta),
     "ceb": lambda c, v, n, b: CEB(c.z_features, n, c.beta, branches=b),
     "estimated": lambda c, v, n, b: EstimatedBottleneck(v, c.z_features, n, c.beta, branches=b),

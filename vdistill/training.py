@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .augmentation import Augmentation
 from .backbones import shown_colours
 from .batches import Batch, IdentitySampler, given_labels, load_batch
-from .cache import Kept, Pixels, digest, on_device
+from .cache import Kept, Pixels, at_once, digest, on_device
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .checkpoints import SeenWarning, check_data, recall, remember, seen_words
 from .config import TrainConfig, configure, read_yaml
@@ -79,7 +79,7 @@ def build_model(
     pretrained: bool = True, # False: weights will follow, so that none need be looked for
 ) -> nn.Module: # initial weights follow from `config.seed`
     "The network of a configuration."
-    names = ["front", "resize", "z_hidden", "backbone", "width", "features", "grid", "attention", "pooling", "stride", "frozen", "resting"]
+    names = ["front", "resize", "z_hidden", "backbone", "width", "features", "grid", "attention", "pooling", "stride", "frozen", "resting", "residual"]
     options = {name: getattr(config, name) for name in names + ["views"]*(config.network == "three")}
     options |= dict(weights=config.weights if pretrained else None, size=config.resize or tuple(config.data.get("image_size", (64, 64))))
     if config.backbone != "conv": options |= dict(colours=shown_colours(config.backbone, config.weights))
@@ -123,8 +123,8 @@ class Embedder:
     ) -> dict: # feature name -> `(B, d)` float32 on the CPU
         self.model.eval()
         with torch.no_grad(), autocast(self.device, self.config.precision):
-            features = self.model.embed(images.to(self.device).float()/255, modality)
-        return {k: v.float().cpu() for k, v in features.items()}
+            parts = [self.model.embed(x.to(self.device).float()/255, modality) for x in images.split(at_once(self.config.resize or images.shape[2:], self.device))]
+        return {k: torch.cat([p[k] for p in parts]).float().cpu() for k in parts[0]}
 
     def share(self,
         indices, # rows to extract
@@ -303,7 +303,7 @@ class Trainer:
     @torch.no_grad()
     def see(self, images) -> Tensor: # of uint8
         "What front end and frozen layers make of images."
-        with autocast(self.device, self.config.precision): return self.model.see(images.float()/255)
+        with autocast(self.device, self.config.precision): return torch.cat([self.model.see(x.float()/255) for x in images.split(at_once(self.config.resize or images.shape[2:], self.device))])
 
     def batch(self, visible, infrared, rng) -> Batch:
         "The images of a step, or what the frozen layers have made of them."
