@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
 from vdistill.archives import fake_regdb
-from vdistill.comparison import HOGS, Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard
+from vdistill.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way
 from vdistill.core import InputError
 from vdistill.training import start_run
 
@@ -195,3 +195,62 @@ def test_a_published_set_has_no_references_of_another_protocol(tmp_path):
     gathered, missing = collect(cells, tmp_path/"runs")
     assert not missing and set(table.method) == set(gathered.method) == {"baseline", "full"} and not table.protocol.str.contains("all images each").any()
     assert set(compare(gathered, "baseline").direction) == {"both"}
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    "Two folders of aligned scenes, each of its own noise."
+    from PIL import Image
+    for k, name in enumerate(("one", "two")):
+        for kind in ("visible", "infrared"): (tmp_path/name/kind).mkdir(parents=True)
+        for i in range(8):
+            scene = np.random.default_rng([k, i]).integers(0, 256, (60, 80), dtype=np.uint8)
+            for kind in ("visible", "infrared"): Image.fromarray(scene if kind == "visible" else 255 - scene).save(tmp_path/name/kind/f"{i}.png")
+    return [f"pairs:{tmp_path/name}" for name in ("one", "two")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_searches_another_set(tmp_path, two_sets):
+    "What is written of scenes averages to the results; the feature was chosen at home; a second call reads."
+    data, settings = dict(window=32, image_size=[24, 24], duplicates=None), TINY | dict(backbone="conv", weights=None, recipe="scratch", identities_per_batch=2)
+    cells = [Cell(two_sets[0], m, 0, (), tuple(two_sets)) for m in ("baseline", "full")]
+    table = run_cells(cells, tmp_path/"runs", data=data, **settings)
+    pd.testing.assert_frame_equal(run_cells(cells, tmp_path/"runs", data=data, **settings), table)
+    assert list(table[table.feature != "none"].dataset.unique()) == ["one", "one → two"]
+    chosen = table[table.headline & (table.feature != "none")].groupby(["method", "dataset"]).feature.unique().map(list)
+    assert all(len(f) == 1 for f in chosen) and chosen["full"].map(tuple).nunique() == 1 and table[table.dataset == "one → two"].validation.notna().all()
+    scenes = collect_histories(cells, tmp_path/"runs", SCENES)
+    assert set(scenes.dataset) == {"one", "one → two"} and set(scenes.method) == {"baseline", "full"}
+    keys = ["dataset", "method", "feature", "direction"]
+    for metric in ("mAP", "rank-1"):
+        means = scenes.groupby(keys).apply(lambda g: np.average(g[metric], weights=g.queries), include_groups=False)
+        want = table[(table.feature != "none") & (table.metric == metric)].set_index(keys).value
+        np.testing.assert_allclose(means[want.index], want)
+    assert set(collect(cells, tmp_path/"runs")[0].dataset) == {"one", "one → two"}
+    r = two_way(scenes[scenes.dataset == "one"], ("full", "v shared"), ("baseline", "v shared"), draws=200)
+    by_hand = table[(table.dataset == "one") & (table.metric == "mAP") & (table.feature == "v shared")].groupby("method").value.mean()
+    np.testing.assert_allclose(r["difference"], by_hand["full"] - by_hand["baseline"])
+    assert r["low"] <= r["difference"] <= r["high"] and (r["seeds"], 0 < r["p"] <= 1) == (1, True)
+    with pytest.raises(InputError, match="no scenes of z of baseline; there are v shared of baseline"): two_way(scenes, ("full", "v shared"), ("baseline", "z"))
+
+
+def test_transfer_is_a_list_of_datasets(tmp_path):
+    cells, _ = grid(tmp_path, "datasets: [synthetic]\nmethods: [full]\nseeds: [0]\ntransfer: ['pairs:a', 'pairs:b']\n")
+    assert cells[0].transfer == ("pairs:a", "pairs:b") and cells[0].folder() == "synthetic-full-0"
+    with pytest.raises(InputError, match="transfer is a list"): grid(tmp_path, "datasets: [synthetic]\nmethods: [full]\nseeds: [0]\ntransfer: pairs:a\n")
+    with pytest.raises(InputError, match="not set"): grid(tmp_path, "datasets: [synthetic]\nmethods: [full]\nseeds: [0]\ntransfer: ['pairs:$NOT_SET_ANYWHERE']\n")
+
+
+def test_seeds_and_scenes_are_both_resampled():
+    "Where only seeds differ, the variance is that of a mean of seeds; where only scenes do, that of a mean of scenes."
+    rng, of_seed, of_scene = np.random.default_rng(0), np.array([-2., 0, 1, 3]), np.random.default_rng(1).normal(size=25)
+    def interval(gain):
+        rows = pd.DataFrame(dict(seed=np.repeat(range(4), 25), scene=np.tile(range(25), 4), queries=3, feature="v"))
+        table = pd.concat([rows.assign(method="A", mAP=50.), rows.assign(method="B", mAP=50 + gain.ravel())])
+        r = two_way(table, ("B", "v"), ("A", "v"), draws=20_000)
+        np.testing.assert_allclose(r["difference"], gain.mean())
+        return (r["high"] - r["low"])/2/1.96
+    assert interval(np.tile(of_seed[:, None], 25)) == pytest.approx(of_seed.std()/2, rel=.06)
+    assert interval(np.tile(of_scene, (4, 1))) == pytest.approx(of_scene.std()/5, rel=.03)
+    both = interval(of_seed[:, None] + of_scene)
+    assert both == pytest.approx(np.hypot(of_seed.std()/2, of_scene.std()/5), rel=.06)

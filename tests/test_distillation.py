@@ -11,7 +11,7 @@ from scipy.special import rel_entr
 from vdistill.core import InputError, LogitsWarning, generator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from vdistill.dispatch import count_operations
-from vdistill.distillation import VariationalDistillation, released_loss, vcd_loss, vml_loss, vsd_loss
+from vdistill.distillation import SimilarityDistillation, VariationalDistillation, released_loss, similarity_loss, vcd_loss, vml_loss, vsd_loss
 from vdistill.identity_losses import mutual_learning
 from vdistill.information import (Table, conditional, cross_entropy, expected_divergence, extend, js_divergence, kl_divergence, marginal, mutual_information,
                                   random_distribution)
@@ -335,3 +335,23 @@ def test_looking_at_logits_leaves_no_trace_in_a_graph():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(vsd_loss, (P, Q), check_trace=False)
     assert traced(P, Q) == vsd_loss(P, Q)
+
+
+@quick
+@given(seeds, st.integers(2, 12), st.sampled_from([.05, .5]))
+def test_similarities_are_distilled_as_by_loops(seed, B, temperature):
+    "Each image's neighbours in the other view, in float64; z may be turned, stretched and of another size."
+    v1, v2 = logits(seed, C=5, B=B)
+    z1, z2 = logits(seed + 1, C=3, B=B)
+    def row(a, b, i): # P(. | i)
+        cosines = np.array([np.dot(a[i], x)/np.linalg.norm(a[i])/np.linalg.norm(x) for x in b])
+        return np.exp(cosines/temperature)/np.exp(cosines/temperature).sum()
+    plain = [x.detach().numpy() for x in (v1, v2, z1, z2)]
+    want = np.mean([rel_entr(row(plain[a], plain[1 - a], i), row(plain[2 + a], plain[3 - a], i)).sum() for a in (0, 1) for i in range(B)])
+    loss = SimilarityDistillation(beta=2., temperature=temperature)(shared=((v1, z1), (v2, z2)))
+    assert loss["similarity"].item() == pytest.approx(want, rel=1e-9, abs=1e-12) and loss["total"].item() == pytest.approx(2*want, rel=1e-9, abs=1e-12)
+    loss["total"].backward()
+    assert v1.grad is None and v2.grad is None and z1.grad is not None
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator("turn", seed), dtype=torch.float64))[0]
+    assert abs(similarity_loss((v1, v2), (3*v1 @ turn, v2 @ turn), temperature).item()) < 1e-10
+    assert similarity_loss((v1, v2), (z1, z2), temperature, detach=False).backward() is None and v1.grad.abs().sum() > 0

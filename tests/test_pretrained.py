@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vdistill import backbones as B
-from vdistill.cache import Kept, Pixels
+from vdistill.cache import Kept, Pixels, at_once
 from vdistill.config import configure, missing_weights, read_recipe
 from vdistill.core import InputError, generator, optional
 from vdistill.data import load_dataset
@@ -270,3 +270,31 @@ def test_runs_from_before_the_grid_was_everybodys(tmp_path):
 def test_maps_that_do_not_fit_half_precision_are_refused(people):
     maps = Kept(Pixels(people), lambda images: images.float()*1e6, np.arange(8))
     assert "half precision" in message(maps.images, [1])
+
+
+# ---- z beside v
+
+def test_a_residual_bottleneck_begins_as_what_was_pretrained(people):
+    trainer = Trainer(configure("synthetic", "similarity", residual=True, **TINY | PEOPLE), dataset=people)
+    images = people.images(range(6))
+    start = trainer.embed(images, 0)
+    assert torch.equal(start["v shared"], start["z shared"])
+    trainer.fit()
+    end = trainer.embed(images, 0)
+    assert end["v shared"].shape == end["z shared"].shape and not torch.equal(end["v shared"], end["z shared"])
+    assert all(row["similarity"] >= 0 for row in trainer.history) and {"similarity", "vsd"} <= set(trainer.history[0])
+
+
+@pytest.mark.parametrize("method", ["vib", "ceb", "mib", "estimated"])
+def test_a_residual_z_has_no_noise(method): assert f"method={method}" in message(configure, "synthetic", method, residual=True)
+
+
+@pytest.mark.parametrize("size", [(32, 16), (600, 600)])
+def test_small_batches_give_the_same_features(people, size, monkeypatch):
+    "As many images at once as a CPU holds near, one where an image is larger; all on a GPU."
+    assert at_once((32, 16)) == 512 and at_once((600, 600)) == 1 and at_once((32, 16), "cuda") > 1e9
+    trainer, images = Trainer(configure("synthetic", **TINY | PEOPLE), dataset=people), people.images(range(7))
+    want = trainer.embed(images, 1)
+    monkeypatch.setattr("vdistill.training.at_once", lambda *_: at_once(size)//256 or 2)
+    got = trainer.embed(images, 1)
+    for name in want: torch.testing.assert_close(got[name], want[name])

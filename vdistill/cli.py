@@ -396,7 +396,7 @@ def finish(
 # %% ../nbs/cli/30_cli.ipynb #c016
 @app.command()
 def ablate(
-    grid: Annotated[Path, typer.Argument(help="YAML file with datasets, methods, seeds and, if wanted, settings and a sweep")],
+    grid: Annotated[Path, typer.Argument(help="YAML file with datasets, methods, seeds and, if wanted, settings, a sweep, and datasets to search as well (transfer)")],
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs/ablate"),
     share: Annotated[str, typer.Option("--shard", help="i/n: the i-th of n shares of the grid")] = "1/1",
     to: Annotated[Optional[Path], typer.Option("--collect", metavar="FILE.csv", help="gather the finished cells into this file, and print and draw the comparison, instead of running")] = None,

@@ -225,11 +225,12 @@ def _search_others(cell, run_dir, dataset, results, others): # other datasets by
     transfer, scenes = run_dir/TRANSFER, run_dir/SCENES
     if cell.transfer and transfer.is_file(): return [read_results(transfer)]
     if dataset is None and not cell.transfer: return []
-    dataset = dataset if dataset is not None else load_dataset(cell.dataset, seed=cell.seed, **read_config(run_dir).data)
+    data = read_config(run_dir).data # other sets are cut as the run's own
+    dataset = dataset if dataset is not None else load_dataset(cell.dataset, seed=cell.seed, **data)
     if "scene" not in dataset.records or not cell.transfer and scenes.is_file(): return []
     embed, feature = load_run(run_dir)
     wanted = [spec for spec in cell.transfer if not same_dataset(spec, cell.dataset)]
-    opened = {f"{dataset.name} → {d.name}": d for d in ((others or {}).get(spec) or load_dataset(spec, seed=cell.seed) for spec in wanted)}
+    opened = {f"{dataset.name} → {d.name}": d for d in ((others or {}).get(spec) or load_dataset(spec, seed=cell.seed, **data) for spec in wanted)}
     write_csv(scenes, pd.concat([scene_scores(d, embed, seed=cell.seed).assign(dataset=name) for name, d in ({dataset.name: dataset} | opened).items()]))
     if not wanted: return []
     seen = results.drop_duplicates("feature").set_index("feature").validation # the choice of a feature was made at home
@@ -271,7 +272,7 @@ def run_cells(
         if not _published(references):
             if not path.is_file(): write_csv(path, reference_scores(dataset, seed=references.seed))
             tables.append(_read_references(references, out))
-        others = {spec: load_dataset(spec, seed=references.seed) for spec in group[0].transfer if not same_dataset(spec, references.dataset)}
+        others = {spec: load_dataset(spec, seed=references.seed, **group[0].configure(**settings).data) for spec in group[0].transfer if not same_dataset(spec, references.dataset)}
         tables += [run_cell(c, out, progress, dataset, others, **settings) for c in group]
     return pd.concat(tables, ignore_index=True)
 
