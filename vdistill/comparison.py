@@ -68,7 +68,7 @@ KEYS, OPTIONAL = ("datasets", "methods", "seeds"), ("settings", "sweep", "transf
 FIXED = {"dataset", "method", "seed"} # a cell has its own
 
 def read_grid(
-    path, # YAML with `datasets`, `methods`, `seeds`; optionally `settings` of all cells, a `sweep`: setting -> its values, one setting at a time, and `transfer`: datasets that each run searches too
+    path, # YAML: `datasets`, `methods`, `seeds`; if wanted `settings` of all cells, a `sweep` (setting: its values, one at a time), `transfer`
 ) -> tuple: # (list of cells, a seed's cells together; settings for all of them)
     "The cells of a grid file; `$NAME` in a dataset is taken from the environment."
     path = Path(path)
@@ -221,7 +221,7 @@ def run_cell(
 
 TRANSFER, SCENES = "transfer.csv", "scenes.csv" # in a run folder
 
-def _search_others(cell, run_dir, dataset, results, others): # other datasets by the finished run; and what the queries of each scene find
+def _search_others(cell, run_dir, dataset, results, others): # other datasets by the finished run, and a table of scenes
     transfer, scenes = run_dir/TRANSFER, run_dir/SCENES
     if cell.transfer and transfer.is_file(): return [read_results(transfer)]
     if dataset is None and not cell.transfer: return []
@@ -230,8 +230,10 @@ def _search_others(cell, run_dir, dataset, results, others): # other datasets by
     if "scene" not in dataset.records or not cell.transfer and scenes.is_file(): return []
     embed, feature = load_run(run_dir)
     wanted = [spec for spec in cell.transfer if not same_dataset(spec, cell.dataset)]
-    opened = {f"{dataset.name} → {d.name}": d for d in ((others or {}).get(spec) or load_dataset(spec, seed=cell.seed, **data) for spec in wanted)}
-    write_csv(scenes, pd.concat([scene_scores(d, embed, seed=cell.seed).assign(dataset=name) for name, d in ({dataset.name: dataset} | opened).items()]))
+    found = [(others or {}).get(spec) or load_dataset(spec, seed=cell.seed, **data) for spec in wanted]
+    opened = {f"{dataset.name} → {d.name}": d for d in found}
+    searched = {dataset.name: dataset} | opened
+    write_csv(scenes, pd.concat([scene_scores(d, embed, seed=cell.seed).assign(dataset=name) for name, d in searched.items()]))
     if not wanted: return []
     seen = results.drop_duplicates("feature").set_index("feature").validation # the choice of a feature was made at home
     tables = [embed.score(d, headline=feature).assign(dataset=name) for name, d in opened.items()]
@@ -272,7 +274,8 @@ def run_cells(
         if not _published(references):
             if not path.is_file(): write_csv(path, reference_scores(dataset, seed=references.seed))
             tables.append(_read_references(references, out))
-        others = {spec: load_dataset(spec, seed=references.seed, **group[0].configure(**settings).data) for spec in group[0].transfer if not same_dataset(spec, references.dataset)}
+        data, wanted = group[0].configure(**settings).data, [d for d in group[0].transfer if not same_dataset(d, references.dataset)]
+        others = {spec: load_dataset(spec, seed=references.seed, **data) for spec in wanted}
         tables += [run_cell(c, out, progress, dataset, others, **settings) for c in group]
     return pd.concat(tables, ignore_index=True)
 
@@ -377,8 +380,12 @@ def two_way(
     seed: int = 0, # of its randomness
 ) -> dict: # difference in points (mean of all queries), low, high (95 %), p (two-sided), seeds, scenes
     "The difference of two features with an interval over seeds and scenes; paired in both."
-    table = scenes.assign(found=scenes[metric]*scenes.queries).groupby(["method", "feature", "seed", "scene"])[["found", "queries"]].sum()
-    if missing := [pair for pair in (ours, theirs) if pair not in {key[:2] for key in table.index}]: raise InputError(f"no scenes of {' of '.join(missing[0][::-1])}; there are {', '.join(sorted({f'{f} of {m}' for m, f in scenes[['method', 'feature']].drop_duplicates().to_numpy()}))}")
+    keys = ["method", "feature", "seed", "scene"]
+    table = scenes.assign(found=scenes[metric]*scenes.queries).groupby(keys)[["found", "queries"]].sum()
+    there = {key[:2] for key in table.index}
+    for method, feature in (ours, theirs):
+        if (method, feature) in there: continue
+        raise InputError(f"no scenes of {feature} of {method}; there are {', '.join(sorted(f'{f} of {m}' for m, f in there))}")
     a, b = (table.loc[pair].unstack() for pair in (ours, theirs))
     if not len(seeds := a.index.intersection(b.index)): raise InputError(f"{ours[0]} and {theirs[0]} have no seed in common")
     gain, queries = (x.loc[seeds].fillna(0).to_numpy() for x in (a.found - b.found, b.queries))
@@ -408,8 +415,9 @@ def collect_histories(
 ) -> pd.DataFrame: # the tables of the finished cells, with dataset, method and seed
     "Gather a table that every run folder holds: by default what was logged, epoch by epoch."
     found = [(c, Path(out)/c.folder()) for c in cells]
-    about = lambda c, f, table: dict(dataset=table.get("dataset", read_results(f/"results.csv").dataset.iloc[0]), method=c.label(), seed=c.seed)
-    tables = [table.assign(**about(c, f, table)) for c, f in found if (f/"results.csv").is_file() and (f/name).is_file() for table in [pd.read_csv(f/name)]]
+    there = [(c, f, pd.read_csv(f/name)) for c, f in found if (f/"results.csv").is_file() and (f/name).is_file()]
+    of = lambda f, table: table.get("dataset", read_results(f/"results.csv").dataset.iloc[0])
+    tables = [table.assign(dataset=of(f, table), method=c.label(), seed=c.seed) for c, f, table in there]
     if not tables: return pd.DataFrame()
     table = pd.concat(tables, ignore_index=True)
     return table[["dataset", "method", "seed", *(k for k in table if k not in ("dataset", "method", "seed"))]]

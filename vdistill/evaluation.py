@@ -122,7 +122,8 @@ def evaluate(
 ) -> list: # rows, mean over the draws
     "Score what `extract` returns under a protocol, in both directions."
     ids, options = dataset.records.identity.to_numpy(), dict(protocol=protocol, seed=seed, batch_size=batch_size)
-    return mean_over_draws([score_features(features, *(ids[s] for s in sides)) for sides, features in drawn_features(dataset, extract, indices, **options)])
+    drawn = drawn_features(dataset, extract, indices, **options)
+    return mean_over_draws([score_features(features, *(ids[s] for s in sides)) for sides, features in drawn])
 
 def scene_scores(
     dataset, # as for `evaluate`
@@ -138,7 +139,8 @@ def scene_scores(
             d = pairwise_distances(infrared, visible)
             for direction, distances, (asking, answering) in zip(DIRECTIONS, (d, d.T), (sides[::-1], sides)):
                 s = retrieval_scores(distances, ids[asking], ids[answering])
-                parts.append(pd.DataFrame({"feature": name, "direction": direction, "scene": scenes[asking], "queries": 1, "rank-1": 100.*(s.first_rank == 1), "mAP": 100*s.average_precision}))
+                about = dict(feature=name, direction=direction, scene=scenes[asking], queries=1)
+                parts.append(pd.DataFrame(about | {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*s.average_precision}))
     table = pd.concat(parts, ignore_index=True).dropna()
     return table.groupby(["feature", "direction", "scene"], sort=False).agg({"queries": "sum", "rank-1": "mean", "mAP": "mean"}).reset_index()
 
