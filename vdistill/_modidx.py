@@ -1015,6 +1015,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'vdistill/distillation.py'),
                                        'vdistill.distillation.VariationalDistillation.forward': ( 'information/distillation.html#variationaldistillation.forward',
                                                                                                   'vdistill/distillation.py'),
+                                       'vdistill.distillation._cosines': ( 'information/distillation.html#_cosines',
+                                                                           'vdistill/distillation.py'),
                                        'vdistill.distillation._pairs': ('information/distillation.html#_pairs', 'vdistill/distillation.py'),
                                        'vdistill.distillation.released_loss': ( 'information/distillation.html#released_loss',
                                                                                 'vdistill/distillation.py'),

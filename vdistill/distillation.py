@@ -100,8 +100,10 @@ def similarity_loss(
     detach: bool = True, # observations are teachers only
 ) -> Tensor: # nats
     "Distillation of similarities: the neighbours in the other view that v has, for z."
-    cosines = [F.normalize(a, dim=1) @ F.normalize(b, dim=1).mT for a, b in (as_tensors(*observations, name="observations"), as_tensors(*representations, name="representations"))]
-    return (vsd_loss(*cosines, temperature, detach=detach) + vsd_loss(*(c.mT for c in cosines), temperature, detach=detach))/2
+    v, z = _cosines(*as_tensors(*observations, name="observations")), _cosines(*as_tensors(*representations, name="representations"))
+    return (vsd_loss(v, z, temperature, detach=detach) + vsd_loss(v.mT, z.mT, temperature, detach=detach))/2
+
+def _cosines(one, other): return F.normalize(one, dim=1) @ F.normalize(other, dim=1).mT
 
 class SimilarityDistillation(nn.Module):
     "β times the distillation of similarities on the shared branch, in the calling form of `VariationalDistillation`."

@@ -140,7 +140,7 @@ def scene_scores(
             for direction, distances, (asking, answering) in zip(DIRECTIONS, (d, d.T), (sides[::-1], sides)):
                 s = retrieval_scores(distances, ids[asking], ids[answering])
                 about = dict(feature=name, direction=direction, scene=scenes[asking], queries=1)
-                parts.append(pd.DataFrame(about | {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*s.average_precision}))
+                parts.append(pd.DataFrame(about | {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*np.asarray(s.average_precision)}))
     table = pd.concat(parts, ignore_index=True).dropna()
     return table.groupby(["feature", "direction", "scene"], sort=False).agg({"queries": "sum", "rank-1": "mean", "mAP": "mean"}).reset_index()
 
