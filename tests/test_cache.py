@@ -193,7 +193,7 @@ def test_a_killed_build_leaves_no_cache(tree, tmp_path):
     """, tree, tmp_path / "c")
     assert killed.wait(60) == -signal.SIGKILL
     litter, = (p for p in (tmp_path / "c").iterdir() if p.suffix != ".lock")
-    assert litter.name.startswith(".") and 0 < litter.stat().st_size < 320 * 3 * 16 * 8 # in the middle: one block of two
+    assert litter.name.startswith(".") and litter.stat().st_size < 320 * 3 * 16 * 8 # in the middle: one block of two, or what of it was not held back
     cache = make(tree, tmp_path / "c")
     assert torch.equal(pixels(cache), slowly(tree)) and "made again" not in cache.notes[0] and litter.exists()
     cache.file.unlink(); os.utime(litter, (1e9, 1e9))

@@ -1,5 +1,5 @@
 "Two processes on one batch: the loss curve and gradients of one; one writer; and what happens when a process dies."
-import inspect, itertools, json, os, signal, socket, subprocess, sys, threading, time, warnings
+import inspect, itertools, json, os, shutil, signal, socket, subprocess, sys, threading, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,7 @@ def test_a_run_with_a_number_alone_writes_and_speaks(tmp_path, without_umap):
     assert half.returncode == 2 and half.stderr.startswith("error: WORLD_SIZE=4") and half.stderr.count("\n") == 1 and not (tmp_path/"half").exists()
 
 
+@pytest.mark.skipif(not shutil.which("pgrep"), reason="no pgrep, which finds the processes of a launcher")
 def test_a_lost_process_ends_the_others(tmp_path):
     "kill -9 of one: all end by themselves, and the run goes on."
     long = [*SETS, "--set", "epochs=2000"]

@@ -246,6 +246,7 @@ class PixelCache:
                 pixels = _stacked([p for p, _ in done], faults, self.image_size)
                 f.write(pixels)
                 sums.append(zlib.crc32(pixels)); contents += [c for _, c in done]; bar.update(len(pixels))
+            f.flush() # a full disk is told now
             self.told = dict(decoder=decoder(), shape=self.shape, paths=self.names, times=self.times, contents=contents, blocks=sums)
             self._remember(self.told) # before the pixels are there: whoever finds them finds this too
         return self._map()
