@@ -361,7 +361,8 @@ def test_a_disk_that_is_full(tmp_path):
     "A real file system without a free block, from the middle of the run on; then there is room again."
     done = own_disk(tmp_path, SCRIPT.replace("trainer.fit()", SMALL_DISK), str(tmp_path/"run"), repr(SMALL))
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
-    for part in ("No space left on device", "whole", "--resume"): assert part in said["disk"] + said.get("said", ""), done.stdout + done.stderr[-1500:] # weights where they are better ones, else the history
+    assert said["disk"] == "No space left on device", done.stdout + done.stderr[-1500:]
+    for part in ("No space left on device", "whole", "--resume"): assert part in said.get("said", ""), done.stdout + done.stderr[-1500:] # of weights where they are better ones, else of the history
     assert said["kept"] == "2 [] []", said # epoch, faults, litter
     assert said["finished"] == "4 []"
 

@@ -289,12 +289,11 @@ def test_a_residual_bottleneck_begins_as_what_was_pretrained(people):
 def test_a_residual_z_has_no_noise(method): assert f"method={method}" in message(configure, "synthetic", method, residual=True)
 
 
-@pytest.mark.parametrize("size", [(32, 16), (600, 600)])
-def test_small_batches_give_the_same_features(people, size, monkeypatch):
+def test_small_batches_give_the_same_features(people, monkeypatch):
     "As many images at once as a CPU holds near, one where an image is larger; all on a GPU."
     assert at_once((32, 16)) == 512 and at_once((600, 600)) == 1 and at_once((32, 16), "cuda") > 1e9
     trainer, images = Trainer(configure("synthetic", **TINY | PEOPLE), dataset=people), people.images(range(7))
     want = trainer.embed(images, 1)
-    monkeypatch.setattr("vdistill.training.at_once", lambda *_: at_once(size)//256 or 2)
+    monkeypatch.setattr("vdistill.training.at_once", lambda *_: 2)
     got = trainer.embed(images, 1)
     for name in want: torch.testing.assert_close(got[name], want[name])
