@@ -28,13 +28,14 @@ def message(function, *args, **options):
 # ---- recipes
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_four_recipes_for_each_published_set(kind):
+def test_five_recipes_for_each_published_set(kind):
     found = {name: configure(f"{kind}:DIR", recipe=name) for name in CHOICES}
     assert configure(f"{kind}:DIR") == found["paper"]
     for name, c in found.items():
-        assert c.recipe == f"{name}-{kind}" and c.backbone == "resnet50" and c.weights == "imagenet" and not c.hold_out
+        backbone = "vit_b_16" if name == "modern-vit" else "resnet50"
+        assert c.recipe == f"{name}-{kind}" and c.backbone == backbone and c.weights == "imagenet" and not c.hold_out
         assert c.epochs % c.validate_every == 0 and c.data["image_size"] in ([256, 128], [288, 144])
-    assert {name: c.method for name, c in found.items()} == dict(paper="full", released="released", baseline="baseline", modern="full")
+    assert {name: c.method for name, c in found.items()} == dict(paper="full", released="released", baseline="baseline", modern="full") | {"modern-vit": "full"}
     assert found["modern"].network == "two_stream" and found["modern"].erase and found["modern"].exchange
     assert found["released"].views == "grey" and found["released"].mutual == "sinkhorn" and found["released"].regulariser == "released"
     same = {f: v for f, v in vars(found["baseline"]).items() if f not in ("method", "recipe", "headline", "bottleneck")}

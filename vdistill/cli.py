@@ -98,7 +98,7 @@ def demo(
 def train(
     spec: Annotated[Optional[str], typer.Argument(help="dataset: synthetic, pairs:DIR, csv:FILE, sysu:DIR, regdb:DIR or llcm:DIR")] = None,
     method: Annotated[Optional[str], typer.Option(help="baseline, bottleneck, vsd, vcd, vml, two of these as vsd+vcd, full, released, vib, ceb, estimated, mib or dml; default: the recipe's, or full")] = None,
-    recipe: Annotated[Optional[str], typer.Option(help="of SYSU-MM01, RegDB and LLCM: paper, released, baseline or modern; default: paper. Of pairs: pretrained or scratch; default: pretrained where its weights are. Of any: a YAML file")] = None,
+    recipe: Annotated[Optional[str], typer.Option(help="of SYSU-MM01, RegDB and LLCM: paper, released, baseline, modern or modern-vit; default: paper. Of pairs: pretrained or scratch; default: pretrained where its weights are. Of any: a YAML file")] = None,
     seed: Annotated[Optional[int], typer.Option(help="of initial weights, batches and views; default: 0")] = None,
     out: Annotated[Optional[Path], typer.Option(help="folder of the run; default: runs/DATASET-METHOD-SEED")] = None,
     resume: Annotated[Optional[Path], typer.Option(metavar="RUN", help="go on with this run as it was begun; of settings, --set changes precision, device, compile, checkpointing and skip_nonfinite")] = None,

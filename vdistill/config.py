@@ -15,6 +15,7 @@ from .augmentation import Augmentation
 from .backbones import package_file
 from .core import InputError, optional, plain
 from .data import as_spec, shown
+from .distillation import TEACHERS
 from .objective import METRICS, MUTUAL, REGULARISERS
 
 # %% ../nbs/reid/16b_config.ipynb #c005
@@ -39,10 +40,10 @@ METHODS = {
 }
 
 # %% ../nbs/reid/16b_config.ipynb #c007
-NAMED = dict(method=(*METHODS, "imported"), regulariser=REGULARISERS, metric=METRICS, mutual=MUTUAL, triplet_on=("v", "pooled"), network=("three", "two_stream"), views=("modalities", "grey"),
+NAMED = dict(method=(*METHODS, "imported"), regulariser=REGULARISERS, metric=METRICS, mutual=MUTUAL, triplet_on=("v", "pooled"), vcd_teacher=TEACHERS, network=("three", "two_stream"), views=("modalities", "grey"),
              optimizer=("adamw", "adam", "sgd"), schedule=("cosine", "step"), precision=("auto", "float32", "bfloat16", "float16"), compile=("auto", "always", "never"))
 LIMITS = (("z_classification triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml weight_decay backbone_rate skip_nonfinite stride frozen frozen_views", 0, math.inf),
-          ("flip warmup label_smoothing wrong_labels missing_labels average", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
+          ("flip warmup label_smoothing wrong_labels missing_labels average beta_rise", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list", dict: "a table"}
 
 def as_kind(
@@ -119,6 +120,9 @@ class TrainConfig:
     vml: float = 1.
     temperature: float = 1.
     detach: bool = True # hold the observation's side of VSD and VCD fixed
+    vcd_teacher: str = "other" # view; or `mean` of both, or the `better` one alone
+    averaged_teacher: bool = False # observations of the averaged weights teach
+    beta_rise: float = 0. # share of the training over which beta rises from nothing
     # the schedule
     epochs: int = 40 # passes over the identities
     identities_per_batch: int = 16
@@ -168,6 +172,7 @@ class TrainConfig:
         for name in ("grid", "resize", "hidden", "z_hidden"):
             for n in getattr(self, name): _within(name, as_kind(int, name, n), 1, math.inf)
         self.check_frozen()
+        if self.averaged_teacher and not self.average: raise InputError("averaged_teacher=true needs averaged weights: set average, for example to 0.98")
         if self.residual and (self.stochastic or self.regulariser in ("ceb", "estimated", "mib", "vib")): raise InputError(f"residual=true makes z as large as v and leaves it without noise, and method={self.method} needs a z of its own: set residual=false")
         if self.views == "grey" and self.network != "three": raise InputError("views=grey needs network=three: a lean network has no branch for the grey copy")
         Augmentation.of(self) # checks its fields
@@ -186,7 +191,7 @@ def _within(name, value, low, high):
 
 # %% ../nbs/reid/16b_config.ipynb #c010
 RECIPES = resources.files("vdistill")/"recipes"
-CHOICES = ("paper", "released", "baseline", "modern") # recipes of a published dataset; the first is its default
+CHOICES = ("paper", "released", "baseline", "modern", "modern-vit") # recipes of a published dataset; the first is its default
 STARTS = ("pretrained", "scratch") # recipes of your own pairs; the first whose weights are here is the default
 
 def read_recipe(

@@ -37,7 +37,7 @@ MUTUAL = { # name -> (logits `(B, C)`, logits `(B, C)`) to a scalar
 
 # %% ../nbs/reid/16a_objective.ipynb #c007
 REGULARISERS = { # name -> (configuration, size of v, classes, branches) to a module that is called with (specific, shared, labels)
-    "distillation": lambda c, v, n, b: VariationalDistillation(c.vsd, c.vcd, c.vml, c.beta, c.temperature, c.detach),
+    "distillation": lambda c, v, n, b: VariationalDistillation(c.vsd, c.vcd, c.vml, c.beta, c.temperature, c.detach, c.vcd_teacher),
     "released": lambda c, v, n, b: ReleasedDistillation(c.beta),
     "similarity": lambda c, v, n, b: SimilarityDistillation(c.beta, detach=c.detach),
     "vib": lambda c, v, n, b: VIB(c.beta),
@@ -54,6 +54,8 @@ def objective(
     label: Tensor, # `(B,)` class indices, one for each pair of images
     config, # weights and choices of the terms: a `TrainConfig`
     regulariser, # a module of REGULARISERS
+    teachers: Predictions|None = None, # whose observations teach; default: those of `out`
+    share: float = 1., # of the regulariser's weight, where it rises over a training
 ) -> dict: # unweighted terms, and `loss`, their weighted sum (eqs. 16, 17)
     "Every term of the training objective."
     sides, zeros = ("v", "z") if out.shared_visible.z is not None else ("v",), label.new_zeros((), dtype=torch.float32)
@@ -67,8 +69,8 @@ def objective(
     if config.alpha: terms["mutual_learning"] = MUTUAL[config.mutual](*(p.v_logits for p in out.specific))
     loss = classification + config.triplet*terms["triplet"] + config.alpha*terms["mutual_learning"] + config.hetero_centre*terms.get("hetero_centre", 0.)
     if len(sides) == 2:
-        regular = regulariser(*_entries(out, regulariser), label)
-        loss = loss + regular.pop("total")
+        regular = regulariser(*_entries(out, regulariser, teachers), label)
+        loss = loss + share*regular.pop("total")
         terms |= regular
     return terms | dict(loss=loss)
 
@@ -80,6 +82,8 @@ def _metric(pair, side, label, config, metric): # of two views: across modalitie
     if config.views == "modalities": return metric(a, b, label, config)
     return .5*sum(metric(*x.chunk(2), label.chunk(2)[0], config) for x in (a, b))
 
-def _entries(out, regulariser): # what a regulariser reads of the specific branches, and of the shared one
-    specific = out.specific if isinstance(regulariser, DISTILL) or out.visible is not None else ()
-    return tuple([tuple(getattr(p, name) for name in regulariser.reads) for p in some] for some in (specific, out.shared))
+def _entries(out, regulariser, teachers=None): # what a regulariser reads of the specific branches, and of the shared one
+    within = isinstance(regulariser, DISTILL) or out.visible is not None
+    read = lambda p, t: tuple(getattr(t if name[0] == "v" else p, name) for name in regulariser.reads)
+    pairs = [(out.specific if within else (), (teachers or out).specific), (out.shared, (teachers or out).shared)]
+    return tuple([read(p, t) for p, t in zip(*both)] for both in pairs)

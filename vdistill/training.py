@@ -293,12 +293,19 @@ class Trainer:
         noise, rng = generator("noise", *key, seed=config.seed), OwnRows(len(visible), config.seed, "augmentation", self.step)
         batch = self.batch(visible, infrared, rng)
         with autocast(self.device, config.precision): out = self.forward(batch.visible, batch.infrared, noise if config.stochastic else None, self.maps is not None)
-        terms = objective(gather_predictions(out, 2 if config.views == "grey" else 1), batch.label, config, self.regulariser)
+        out, teachers = (p and gather_predictions(p, 2 if config.views == "grey" else 1) for p in (out, self.teachers(batch)))
+        terms = objective(out, batch.label, config, self.regulariser, teachers, min(1., self.step/steps/config.beta_rise) if config.beta_rise else 1.)
         if self.done % config.accumulate == 0: self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms["loss"]/config.accumulate).backward()
         settle(self.regulariser.parameters())
         if (self.done + 1) % config.accumulate == 0 or self.done + 1 == len(self.sampler): self.update(terms["loss"])
         return terms
+
+    @torch.no_grad()
+    def teachers(self, batch): # predictions, or None: the network's own
+        "What the averaged weights say of a batch."
+        if not self.config.averaged_teacher: return None
+        with autocast(self.device, self.config.precision): return self.average.module.eval()(batch.visible, batch.infrared, None, self.maps is not None)
 
     @torch.no_grad()
     def see(self, images) -> Tensor: # of uint8
