@@ -159,6 +159,24 @@ def test_the_weighted_sum(seed, vsd, vcd, vml, beta, branches, paired):
     assert terms["total"].item() == pytest.approx(beta * (vsd * expected["vsd"] + vcd * expected["vcd"] + vml * expected["vml"]), rel=1e-9)
 
 
+@quick
+@given(seeds, st.sampled_from([1.0, 2.0]))
+def test_who_teaches_the_other_view(seed, temperature):
+    "Both views' mean, and the better of them, against sums in float64."
+    v1, z1, v2, z2 = xs = logits(seed, n=4)
+    label = torch.arange(len(v1)) % v1.shape[1]
+    vcd = lambda kind, labels=label: VariationalDistillation(vcd_teacher=kind, temperature=temperature)(shared=((v1, z1), (v2, z2)), labels=labels)["vcd"]
+    p1, p2 = (v.detach().double().softmax(1) for v in (v1, v2))
+    both = ((p1 + p2)/2).log()
+    assert vcd("mean").item() == pytest.approx((oracle(both, z1, temperature).mean() + oracle(both, z2, temperature).mean()).item()/2, rel=1e-6)
+    better = p2[range(len(label)), label] > p1[range(len(label)), label]
+    wanted = (torch.as_tensor(oracle(v2, z1, temperature))*better + torch.as_tensor(oracle(v1, z2, temperature))*~better).mean()/2
+    assert vcd("better").item() == pytest.approx(wanted.item(), rel=1e-6)
+    with pytest.raises(InputError, match="pass labels"): vcd("better", None)
+    vcd("mean").backward()
+    assert v1.grad is None and v2.grad is None and z1.grad.abs().sum() > 0
+
+
 def test_a_term_that_is_off_touches_nothing():
     z1, z2 = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
     poison = torch.full((2, 3), math.nan)

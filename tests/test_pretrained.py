@@ -1,5 +1,6 @@
 "Networks of the libraries, taken apart; weights that come in packages; frozen layers, kept maps, and averaged weights."
 from collections import OrderedDict
+import copy
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vdistill import backbones as B
+from vdistill import backbones as B, training
 from vdistill.cache import Kept, Pixels, at_once
 from vdistill.config import configure, missing_weights, read_recipe
 from vdistill.core import InputError, generator, optional
@@ -215,7 +216,8 @@ def test_methods_share_what_is_kept(people):
     assert "table" not in other.maps.store # other layers, other maps
 
 
-@pytest.mark.parametrize("settings, said", [(dict(frozen_views=2, frozen=0), "frozen"), (dict(frozen_views=2, flip=.5), "flip=0.5"), (dict(average=1.5), "average"),
+@pytest.mark.parametrize("settings, said", [(dict(frozen_views=2, frozen=0), "frozen"), (dict(frozen_views=2, flip=.5), "flip=0.5"), (dict(average=1.5), "average"), (dict(averaged_teacher=True), "average"),
+                                            (dict(beta_rise=2), "beta_rise"), (dict(vcd_teacher="best"), "other, mean, better"),
                                             (dict(resize=[32]), "resize"), (dict(grid=[1, 2, 3]), "grid"), (dict(frozen=-1), "frozen")])
 def test_settings_that_do_not_go_together(settings, said): assert said in message(configure, "synthetic", **TINY | settings)
 
@@ -237,8 +239,42 @@ def test_averaged_weights_are_those_that_count(people, tmp_path):
     for k, p in embed.model.named_parameters(): torch.testing.assert_close(p, slow[k], rtol=1e-4, atol=1e-6)
 
 
+def test_averaged_weights_teach(people):
+    "Their observations, without a gradient and with batch norms that the batch does not move, in every step; the others go on as they were."
+    trainer, seen = Trainer(configure("synthetic", "full", **TINY | PEOPLE | dict(average=.5, epochs=1, averaged_teacher=True)), dataset=people), []
+    def watched(distil, inputs, terms):
+        (v1, z1), (v2, z2) = inputs[1]
+        seen.append((v1.detach().clone(), v1.requires_grad, z1.requires_grad))
+    trainer.regulariser.register_forward_hook(watched)
+    visible, infrared = next(iter(trainer.sampler))
+    for _ in range(3):
+        trainer.model.train()
+        average = copy.deepcopy(trainer.average.module).eval()
+        trainer.train_step(visible, infrared)
+        batch = trainer.batch(visible, infrared, None)
+        with torch.no_grad(): want = average(batch.visible, batch.infrared, None, trainer.maps is not None).shared_visible.v_logits
+        got, teaches, learns = seen.pop()
+        torch.testing.assert_close(got, want)
+        assert learns and not teaches and trainer.model.training and not seen
+
+
+def test_the_weight_rises(people, monkeypatch):
+    shares, trainer = [], Trainer(configure("synthetic", "full", **TINY | PEOPLE | dict(epochs=4, beta_rise=.5)), dataset=people)
+    objective = training.objective
+    def watched(*args):
+        terms, whole = objective(*args), objective(*args[:-1], 1.)
+        shares.append(args[-1])
+        regular = sum(whole[k] for k in ("vsd", "vcd", "vml"))
+        torch.testing.assert_close(whole["loss"] - terms["loss"], trainer.config.beta*(1 - args[-1])*regular, rtol=1e-4, atol=1e-4)
+        return terms
+    monkeypatch.setattr(training, "objective", watched)
+    trainer.fit()
+    assert shares[0] == 0 and shares == sorted(shares) and shares[-1] == 1
+    assert shares == pytest.approx([min(1, 2*i/len(shares)) for i in range(len(shares))])
+
+
 def test_a_run_that_was_cut_off_goes_on_averaging(people, tmp_path):
-    config = configure("synthetic", "full", **TINY | PEOPLE | dict(average=.9, frozen_views=1))
+    config = configure("synthetic", "full", **TINY | PEOPLE | dict(average=.9, averaged_teacher=True, frozen_views=1))
     whole = Trainer(config, tmp_path/"whole", people)
     whole.fit()
     cut = Trainer(config, tmp_path/"cut", people)
