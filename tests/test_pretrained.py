@@ -330,6 +330,6 @@ def test_small_batches_give_the_same_features(people, monkeypatch):
     assert at_once((32, 16)) == 512 and at_once((600, 600)) == 1 and at_once((32, 16), "cuda") > 1e9
     trainer, images = Trainer(configure("synthetic", **TINY | PEOPLE), dataset=people), people.images(range(7))
     want = trainer.embed(images, 1)
-    monkeypatch.setattr("vdistill.training.at_once", lambda *_: 2)
+    monkeypatch.setattr("vdistill.cache.at_once", lambda *_: 2)
     got = trainer.embed(images, 1)
     for name in want: torch.testing.assert_close(got[name], want[name])

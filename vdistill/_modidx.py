@@ -520,6 +520,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vdistill.cache._stats': ('reid/cache.html#_stats', 'vdistill/cache.py'),
                                 'vdistill.cache._sweep': ('reid/cache.html#_sweep', 'vdistill/cache.py'),
                                 'vdistill.cache.at_once': ('reid/cache.html#at_once', 'vdistill/cache.py'),
+                                'vdistill.cache.by_parts': ('reid/cache.html#by_parts', 'vdistill/cache.py'),
                                 'vdistill.cache.cache_faults': ('reid/cache.html#cache_faults', 'vdistill/cache.py'),
                                 'vdistill.cache.cache_folder': ('reid/cache.html#cache_folder', 'vdistill/cache.py'),
                                 'vdistill.cache.content_hash': ('reid/cache.html#content_hash', 'vdistill/cache.py'),

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from .backbones import library_parts, package_file, shown_colours
-from .cache import at_once
+from .cache import by_parts
 from .checkpoints import same_data
 from .config import METHODS, read_yaml
 from .core import InputError, half_width, optional, plain
@@ -115,7 +115,7 @@ class FrozenFeatures:
         size = tuple(scale*n for n in image_size)
         self.parts, pieces = library_parts(name, weights, size)
         for _, part in self.parts: part.eval()
-        self.front, self.at_once = front_end("grey", size, shown_colours(name, weights)), at_once(size)
+        self.front, self.size = front_end("grey", size, shown_colours(name, weights)), size
         self.wanted = [(p.name, grid) for p in pieces if len(p.shape) == 3 and round(size[0]/p.shape[1]) >= 8 for grid in GRIDS if grid[0] <= p.shape[1] and grid[1] <= p.shape[2]]
         if only is not None: self.wanted = [w for w in self.wanted if self.label(*w) in only]
 
@@ -127,8 +127,7 @@ class FrozenFeatures:
         images, # `(B, 3, H, W)` uint8
         modality: int = 0, # of no effect
     ) -> dict: # name of a feature -> `(B, d)`
-        parts = [self.see(some) for some in images.split(self.at_once)]
-        return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        return by_parts(self.see, images, self.size)
 
     def see(self, images): # a few of them
         x, found = self.front(images.float()/255), {}

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .augmentation import Augmentation
 from .backbones import shown_colours
 from .batches import Batch, IdentitySampler, given_labels, load_batch
-from .cache import Kept, Pixels, at_once, digest, on_device
+from .cache import Kept, Pixels, by_parts, digest, on_device
 from .checkpoints import PREVIOUS, STATE, WEIGHTS, keep_previous, load_state, load_weights, or_previous, save_state, save_weights
 from .checkpoints import SeenWarning, check_data, recall, remember, seen_words
 from .config import TrainConfig, configure, read_yaml
@@ -122,9 +122,10 @@ class Embedder:
         modality: int, # 0 visible, 1 infrared
     ) -> dict: # feature name -> `(B, d)` float32 on the CPU
         self.model.eval()
+        embed = lambda some: self.model.embed(some.to(self.device).float()/255, modality)
         with torch.no_grad(), autocast(self.device, self.config.precision):
-            parts = [self.model.embed(x.to(self.device).float()/255, modality) for x in images.split(at_once(self.config.resize or images.shape[2:], self.device))]
-        return {k: torch.cat([p[k] for p in parts]).float().cpu() for k in parts[0]}
+            named = by_parts(embed, images, self.config.resize or images.shape[2:], self.device)
+        return {k: v.float().cpu() for k, v in named.items()}
 
     def share(self,
         indices, # rows to extract
@@ -310,7 +311,8 @@ class Trainer:
     @torch.no_grad()
     def see(self, images) -> Tensor: # of uint8
         "What front end and frozen layers make of images."
-        with autocast(self.device, self.config.precision): return torch.cat([self.model.see(x.float()/255) for x in images.split(at_once(self.config.resize or images.shape[2:], self.device))])
+        see, size = lambda some: self.model.see(some.float()/255), self.config.resize or images.shape[2:]
+        with autocast(self.device, self.config.precision): return by_parts(see, images, size, self.device)
 
     def batch(self, visible, infrared, rng) -> Batch:
         "The images of a step, or what the frozen layers have made of them."
