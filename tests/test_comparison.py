@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
 from vdistill.archives import fake_regdb
-from vdistill.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way
+from vdistill.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, family, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way
 from vdistill.core import InputError
 from vdistill.training import start_run
 
@@ -254,3 +254,18 @@ def test_seeds_and_scenes_are_both_resampled():
     assert interval(np.tile(of_scene, (4, 1))) == pytest.approx(of_scene.std()/5, rel=.03)
     both = interval(of_seed[:, None] + of_scene)
     assert both == pytest.approx(np.hypot(of_seed.std()/2, of_scene.std()/5), rel=.06)
+
+
+def test_a_page_is_one_family():
+    "Each question in each dataset, asked as `two_way` asks it; the correction counts all of them."
+    rng, rows = np.random.default_rng(0), pd.DataFrame(dict(seed=np.repeat(range(4), 9), scene=np.tile(range(9), 4), queries=3, feature="v"))
+    lifted = lambda name, gain: rows.assign(dataset=name, method=f"+{gain}", mAP=50 + gain + rng.normal(size=36))
+    scenes = pd.concat([lifted(name, gain) for name in ("one", "two") for gain in (0, 1, 5)])
+    questions = [(("+5", "v"), ("+0", "v")), (("+1", "v"), ("+0", "v"))]
+    page = family(scenes, questions, draws=500)
+    assert list(zip(page.dataset, page.ours)) == [(name, q[0]) for name in ("one", "two") for q in questions]
+    np.testing.assert_allclose(page.p_holm, holm(page.p))
+    assert (page.p_holm >= page.p).all() and page.p_holm[0] > page.p[0]
+    two = two_way(scenes[scenes.dataset == "two"], *questions[1], draws=500)
+    assert {k: page.iloc[3][k] for k in two} == two
+    with pytest.raises(InputError, match="no scenes"): family(scenes, [(("+5", "z"), ("+0", "v"))])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEYS', 'OPTIONAL', 'FIXED', 'FROZEN', 'GRIDS', 'HOGS', 'TRANSFER', 'SCENES', 'MACHINE', 'SIDES', 'Cell', 'read_grid',
            'FrozenFeatures', 'frozen_rows', 'frozen_at_hand', 'reference_scores', 'ceiling_rows', 'read_results',
-           'run_cell', 'same_dataset', 'run_cells', 'shard', 'headlines', 'holm', 'compare', 'two_way', 'collect',
-           'collect_histories', 'differences_text', 'sentence', 'cost_text']
+           'run_cell', 'same_dataset', 'run_cells', 'shard', 'headlines', 'holm', 'compare', 'two_way', 'family',
+           'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text']
 
 # %% ../nbs/looking/23_comparison.ipynb #c002
 import dataclasses, itertools, os
@@ -394,6 +394,17 @@ def two_way(
     p = 2*(1 + min((drawn <= 0).sum(), (drawn >= 0).sum()))/(1 + draws)
     low, high = np.quantile(drawn, (.025, .975))
     return dict(difference=gain.sum()/queries.sum(), low=low, high=high, p=min(p, 1.), seeds=gain.shape[0], scenes=gain.shape[1])
+
+def family(
+    scenes: pd.DataFrame, # of several datasets, as `two_way` takes them
+    questions: list, # pairs of (method, feature): ours and theirs
+    metric: str = "mAP",
+    **options, # of `two_way`
+) -> pd.DataFrame: # a row for each dataset and question: dataset, ours, theirs, what `two_way` gives, and p_holm
+    "Every question of a page in every dataset, with Holm's correction over all of them."
+    asked = [(name, part, *pair) for name, part in scenes.groupby("dataset", sort=False) for pair in questions]
+    rows = [dict(dataset=name, ours=a, theirs=b) | two_way(part, a, b, metric, **options) for name, part, a, b in asked]
+    return pd.DataFrame(rows).assign(p_holm=holm([r["p"] for r in rows]))
 
 # %% ../nbs/looking/23_comparison.ipynb #c027
 def collect(
