@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
 from vdistill.archives import fake_regdb
-from vdistill.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, family, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way
+from vdistill.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, family, family_text, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way
 from vdistill.core import InputError
 from vdistill.training import start_run
 
@@ -268,4 +268,6 @@ def test_a_page_is_one_family():
     assert (page.p_holm >= page.p).all() and page.p_holm[0] > page.p[0]
     two = two_way(scenes[scenes.dataset == "two"], *questions[1], draws=500)
     assert {k: page.iloc[3][k] for k in two} == two
+    lines = family_text(page).splitlines()
+    assert len(lines) == 5 and lines[3].startswith("two: v of +1 - v of +0") and f"p = {page.p_holm[3]:.2g}" in lines[3] and "two: 4 seeds, 9 scenes" in lines[4]
     with pytest.raises(InputError, match="no scenes"): family(scenes, [(("+5", "z"), ("+0", "v"))])

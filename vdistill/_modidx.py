@@ -785,6 +785,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vdistill.comparison.differences_text': ( 'looking/comparison.html#differences_text',
                                                                                'vdistill/comparison.py'),
                                      'vdistill.comparison.family': ('looking/comparison.html#family', 'vdistill/comparison.py'),
+                                     'vdistill.comparison.family_text': ('looking/comparison.html#family_text', 'vdistill/comparison.py'),
                                      'vdistill.comparison.frozen_at_hand': ( 'looking/comparison.html#frozen_at_hand',
                                                                              'vdistill/comparison.py'),
                                      'vdistill.comparison.frozen_rows': ('looking/comparison.html#frozen_rows', 'vdistill/comparison.py'),

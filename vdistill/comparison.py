@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'OPTIONAL', 'FIXED', 'FROZEN', 'GRIDS', 'HOGS', 'TRANSFER', 'SCENES', 'MACHINE', 'SIDES', 'Cell', 'read_grid',
            'FrozenFeatures', 'frozen_rows', 'frozen_at_hand', 'reference_scores', 'ceiling_rows', 'read_results',
            'run_cell', 'same_dataset', 'run_cells', 'shard', 'headlines', 'holm', 'compare', 'two_way', 'family',
-           'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text']
+           'family_text', 'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text']
 
 # %% ../nbs/looking/23_comparison.ipynb #c002
 import dataclasses, itertools, os
@@ -405,6 +405,18 @@ def family(
     asked = [(name, part, *pair) for name, part in scenes.groupby("dataset", sort=False) for pair in questions]
     rows = [dict(dataset=name, ours=a, theirs=b) | two_way(part, a, b, metric, **options) for name, part, a, b in asked]
     return pd.DataFrame(rows).assign(p_holm=holm([r["p"] for r in rows]))
+
+def family_text(
+    page: pd.DataFrame, # as `family` gives
+    metric: str = "mAP", # the one it was asked for
+) -> str: # a line for each difference, and what they are
+    "A family of differences, to be printed."
+    said = lambda pair: f"{pair[1].partition(' ')[0]} of {pair[0]}"
+    names = [f"{r.dataset}: {said(r.ours)} - {said(r.theirs)}" for r in page.itertuples()]
+    wide = max(map(len, names))
+    lines = [f"{name:{wide}s} = {r.difference:+5.1f}   ({r.low:+.1f} to {r.high:+.1f}), p = {r.p_holm:.2g}" for name, r in zip(names, page.itertuples())]
+    counts = "; ".join(f"{r.dataset}: {r.seeds} seeds, {r.scenes} scenes" for r in page.drop_duplicates("dataset").itertuples())
+    return "\n".join([*lines, f"{metric} points, mean of all queries (95 % interval over seeds and scenes), p after Holm over all {len(page)} lines. {counts}"])
 
 # %% ../nbs/looking/23_comparison.ipynb #c027
 def collect(
