@@ -10,6 +10,7 @@ import torch
 import vdistill.checkpoints as K
 import vdistill.training as T
 from vdistill.checkpoints import CheckpointError, CheckpointWarning, check_checkpoint, load_state, load_weights
+from vdistill.cli import forget_lost
 from vdistill.config import configure
 from vdistill.core import InputError, generator
 from vdistill.data import load_dataset
@@ -144,6 +145,29 @@ def until_saved(run, process):
         assert process.poll() is None
         time.sleep(.05)
     raise AssertionError("nothing was saved")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of this kind")
+def test_what_a_closed_terminal_did_not_take_is_given_up():
+    "It would decide the exit code (120 on Python 3.14); what a full disk did not take is an error, and stays one."
+    try: ours, theirs = os.openpty()
+    except OSError as e: pytest.skip(f"no terminal can be opened here ({e.strerror})")
+    with open(theirs, "w", encoding="utf-8") as stream:
+        os.close(ours)
+        stream.write("words")
+        with pytest.raises(OSError): stream.flush()
+        forget_lost(stream)
+        stream.flush()
+        stream.write("more")
+    forget_lost(stream) # closed by now
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_what_a_full_disk_did_not_take_is_kept():
+    stream = open("/dev/full", "w", encoding="utf-8")
+    stream.write("words")
+    forget_lost(stream)
+    with pytest.raises(OSError, match="space"): stream.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of this kind")

@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vdistill.cli.evaluate_officially': ('cli/cli.html#evaluate_officially', 'vdistill/cli.py'),
                               'vdistill.cli.export': ('cli/cli.html#export', 'vdistill/cli.py'),
                               'vdistill.cli.finish': ('cli/cli.html#finish', 'vdistill/cli.py'),
+                              'vdistill.cli.forget_lost': ('cli/cli.html#forget_lost', 'vdistill/cli.py'),
                               'vdistill.cli.free_folder': ('cli/cli.html#free_folder', 'vdistill/cli.py'),
                               'vdistill.cli.import_weights': ('cli/cli.html#import_weights', 'vdistill/cli.py'),
                               'vdistill.cli.lab': ('cli/cli.html#lab', 'vdistill/cli.py'),

@@ -7,10 +7,10 @@ __all__ = ['app', 'Run', 'Settings', 'Place', 'Device', 'SYMBOLS', 'parse_settin
            'free_folder', 'demo', 'train', 'choice_of_start', 'after_training', 'stopping', 'evaluate',
            'evaluate_officially', 'open_for_evaluation', 'doctor', 'show', 'show_cases', 'embed', 'export',
            'import_weights', 'audit', 'finish', 'ablate', 'mi', 'read_columns', 'staircase', 'digits', 'cifar', 'views',
-           'bench', 'lab', 'spelled', 'spell_out', 'main']
+           'bench', 'lab', 'spelled', 'spell_out', 'forget_lost', 'main']
 
 # %% ../nbs/cli/30_cli.ipynb #c002
-import codecs, contextlib, dataclasses, os, shlex, sys, unicodedata, warnings
+import codecs, contextlib, dataclasses, errno, os, shlex, sys, unicodedata, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -651,6 +651,18 @@ def spell_out(
 # %% ../nbs/cli/30_cli.ipynb #c023
 def _note(message, category, filename, lineno, file=None, line=None): print(f"note: {message}", file=sys.stderr)
 
+def forget_lost(
+    stream, # standard output or error
+):
+    "What a closed terminal did not take is given up: else the exit code of newer Pythons is 120, whatever ours is."
+    if stream.closed: return
+    try: stream.flush()
+    except OSError as e:
+        if e.errno != errno.EIO: return # a full disk is an error, and stays one
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
 def main():
     "The console script."
     for stream in (sys.stdout, sys.stderr): spell_out(stream)
@@ -663,3 +675,5 @@ def main():
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)): forget_lost(stream)
