@@ -67,7 +67,7 @@ def signals_are_heard():
 @contextlib.contextmanager
 def _served(folder, home, *options, **environment):
     "JupyterLab on a folder, started as `vdistill lab` starts it, with everything of its own below `home`; the address that it prints."
-    from vdistill.lab import lab_command
+    from vdistill.cli.lab import lab_command
     env = dict(os.environ, PYTHONPATH=str(folder), OMP_NUM_THREADS="1", JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home/"runtime"), **environment)
     with open(home/"log", "w") as log: server = subprocess.Popen([*lab_command(folder, browser=False, allow_root=True), *options], stdout=log, stderr=log, env=env, cwd=folder)
     try:

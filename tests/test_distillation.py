@@ -10,13 +10,13 @@ from hypothesis import given, settings, strategies as st
 from scipy.special import rel_entr
 from vdistill.core import InputError, LogitsWarning, generator
 from torch._subclasses.fake_tensor import FakeTensorMode
-from vdistill.dispatch import count_operations
+from vdistill.bench.dispatch import count_operations
 from vdistill.distillation import SimilarityDistillation, VariationalDistillation, released_loss, similarity_loss, vcd_loss, vml_loss, vsd_loss
-from vdistill.identity_losses import mutual_learning
+from vdistill.reid.identity_losses import mutual_learning
 from vdistill.information import (Table, conditional, cross_entropy, expected_divergence, extend, js_divergence, kl_divergence, marginal, mutual_information,
                                   random_distribution)
 from vdistill.knowledge_distillation import kd_loss
-from vdistill.metric_losses import released_sinkhorn
+from vdistill.reid.metric_losses import released_sinkhorn
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 seeds, scales, classes = st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 8.0]), st.integers(2, 50)

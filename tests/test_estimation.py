@@ -227,7 +227,7 @@ def test_errors_for_people(options, word):
 
 
 def command(monkeypatch, capsys, *args):
-    from vdistill.cli import main
+    from vdistill.cli.main import main
     monkeypatch.setattr(sys, "argv", ["vdistill", *map(str, args)])
     with pytest.raises(SystemExit) as stop: main()
     return stop.value.code or 0, capsys.readouterr()

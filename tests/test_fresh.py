@@ -47,7 +47,7 @@ def test_what_it_reads(root, file, text, same):
 
 
 def test_imports():
-    assert fresh.imported("from vdistill.core import x\nfrom vdistill import cache as C, data\nimport vdistill.models as M, numpy") == {"core", "cache", "data", "models"}
+    assert fresh.imported("from vdistill.core import x\nfrom vdistill import cache as C, data\nimport vdistill.reid.models as M, numpy") == {"core", "cache", "data", "models"}
     assert fresh.imported("%time x") == set() and fresh.code_of("%time x # y\n") == "%time x"
 
 

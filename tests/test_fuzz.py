@@ -23,17 +23,17 @@ from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 from scipy.io import savemat
 
-from vdistill.archives import Report, doctor, look_llcm, look_regdb, look_sysu, read_ids, read_list, read_permutations
-from vdistill.backbones import read_weights
-from vdistill.checkpoints import CheckpointError, _sha256, check_checkpoint, load_state, load_weights, read_checksums
-from vdistill.cli import parse_settings, read_columns
-from vdistill.comparison import read_grid
-from vdistill.config import TrainConfig, configure, read_recipe
+from vdistill.reid.archives import Report, doctor, look_llcm, look_regdb, look_sysu, read_ids, read_list, read_permutations
+from vdistill.reid.backbones import read_weights
+from vdistill.reid.checkpoints import CheckpointError, _sha256, check_checkpoint, load_state, load_weights, read_checksums
+from vdistill.cli.main import parse_settings, read_columns
+from vdistill.looking.comparison import read_grid
+from vdistill.reid.config import TrainConfig, configure, read_recipe
 from vdistill.core import InputError
-from vdistill.data import CSVDataset, PairsDataset, as_size, find_pairs, image_shape, load_dataset, parse_spec, read_boxes, read_image, read_manifest, read_table
-from vdistill.embedding import Embeddings, read_embeddings, write_embeddings
-from vdistill.foreign import read_foreign
-from vdistill.training import read_config
+from vdistill.reid.data import CSVDataset, PairsDataset, as_size, find_pairs, image_shape, load_dataset, parse_spec, read_boxes, read_image, read_manifest, read_table
+from vdistill.looking.embedding import Embeddings, read_embeddings, write_embeddings
+from vdistill.reid.foreign import read_foreign
+from vdistill.reid.training import read_config
 
 PATIENCE = 60 # seconds for one example
 

@@ -349,7 +349,7 @@ def test_cuda_gives_what_the_cpu_gives(f):
 
 def test_the_diagram_shows_the_regions_and_marks_the_negative_one():
     matplotlib = pytest.importorskip("matplotlib"); matplotlib.use("Agg")
-    from vdistill.plots import plot_information_diagram
+    from vdistill.looking.plots import plot_information_diagram
     xor = np.zeros((2, 2, 2))
     for a in (0, 1):
         for b in (0, 1): xor[a, b, a ^ b] = 1 / 4

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from vdistill import audit, audit_bounds, bottlenecks, bounds, cases, distillation, estimation, evaluation, identity_losses, information, knowledge_distillation, metric_losses, plots, protocols, reranking, retrieval, widgets
-from vdistill.batches import IdentitySampler
+from vdistill.looking import audit, audit_bounds, cases, plots, widgets
+from vdistill import bottlenecks, bounds, distillation, estimation, information, knowledge_distillation
+from vdistill.reid import evaluation, identity_losses, metric_losses, protocols, reranking, retrieval
+from vdistill.reid.batches import IdentitySampler
 from vdistill.core import InputError, LogitsWarning, as_array, as_label_array, as_labels, as_tensor, as_tensors, generator
 from vdistill.distillation import vsd_loss
 

@@ -3,7 +3,7 @@ import configparser, hashlib, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 import pytest
 from check_install import ROOT, build, check, commands, requirements, unpack
-from vdistill.lab import lay_out
+from vdistill.cli.lab import lay_out
 
 def contents(archive): return {n: hashlib.sha256(archive.read(n)).hexdigest() for n in archive.namelist()}
 
@@ -55,14 +55,14 @@ def test_sdist_builds_the_same_wheel(built, tmp_path):
 def test_wheel_is_imported_from_its_folder(built, tmp_path):
     "From a folder, without the checkout: version, entry point, and recipes."
     unpack(built[1], tmp_path)
-    code = """import vdistill, importlib.metadata as m; from vdistill.config import configure
+    code = """import vdistill, importlib.metadata as m; from vdistill.reid.config import configure
 print(vdistill.__path__[0], vdistill.__version__, m.version("vdistill"), [e.value for e in m.entry_points(group="console_scripts", name="vdistill")], configure("csv:FILE").recipe)"""
     done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     settings = (ROOT/"settings.ini").read_text(encoding="utf-8")
     where, version, installed, entry, recipe = done.stdout.split()
     assert Path(where) == tmp_path/"vdistill" and version == installed and f"version = {version}\n" in settings
-    assert entry == "['vdistill.cli:main']" and recipe == "csv"
+    assert entry == "['vdistill.cli.main:main']" and recipe == "csv"
 
 def test_every_command_is_found_in_the_help():
     "The check of an installed package asks each command for help: it has to see them all."

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vdistill.cli import app, main, spell_out
+from vdistill.cli.main import app, main, spell_out
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["epochs=1", "width=8", "features=32", "z_features=32", "hidden=[32]", "validate_every=1", "identities_per_batch=8", "data.identities=[16, 8, 8]", "data.images_per_camera=2", "device=cpu"]
@@ -103,7 +103,7 @@ def test_text_is_utf8(path): assert not list(_without_encoding(path))
 def test_no_command_asks_the_machine_for_its_encoding(run, tmp_path, without_umap):
     "The whole life of a run; Python warns, here raises, where an encoding is left to the machine."
     env = dict(os.environ, PYTHONPATH=without_umap, PYTHONWARNDEFAULTENCODING="1", PYTHONWARNINGS="ignore")
-    code = ("import sys, warnings; from vdistill.cli import main; warnings.filterwarnings('error', category=EncodingWarning, module=r'vdistill'); "
+    code = ("import sys, warnings; from vdistill.cli.main import main; warnings.filterwarnings('error', category=EncodingWarning, module=r'vdistill'); "
             f"sys.argv = ['vdistill', 'train', 'synthetic', '--out', {str(tmp_path/'run')!r}, " + ", ".join(f"'--set', {s!r}" for s in SMALL) + "]; main()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -42,7 +42,7 @@ def test_no_circle():
 
 def test_import_loads_nothing_heavy():
     heavy = {"umap", "torchvision", "ipywidgets", "seaborn", "sklearn", "skimage", "numba", "IPython", "fastcore", "nbdev"}
-    code = f"import sys, vdistill, vdistill.distillation, vdistill.training, vdistill.cli; print(sorted({heavy!r} & set(sys.modules)))"
+    code = f"import sys, vdistill, vdistill.distillation, vdistill.reid.training, vdistill.cli.main; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from vdistill.comparison import Cell, same_dataset
-from vdistill.config import TrainConfig, configure
+from vdistill.looking.comparison import Cell, same_dataset
+from vdistill.reid.config import TrainConfig, configure
 from vdistill.core import InputError, generator, plain
-from vdistill.data import Jitter, Protocol, load_dataset, parse_spec
-from vdistill.training import Trainer, read_config, start_run
+from vdistill.reid.data import Jitter, Protocol, load_dataset, parse_spec
+from vdistill.reid.training import Trainer, read_config, start_run
 
 
 class DotDict(dict): __getattr__ = dict.__getitem__
@@ -84,13 +84,13 @@ def test_protocols():
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    from vdistill.benchmark import write_pairs
+    from vdistill.bench.benchmark import write_pairs
     return Path(write_pairs(tmp_path_factory.mktemp("scenes")/"pairs", 10))
 
 
 def test_a_path_is_a_spec(scenes, tmp_path):
-    from vdistill.cli import open_for_evaluation
-    from vdistill.foreign import import_run # noqa: F401
+    from vdistill.cli.main import open_for_evaluation
+    from vdistill.reid.foreign import import_run # noqa: F401
     spec, options = Path(f"pairs:{scenes}"), dict(duplicates=None, image_size=(16, 16))
     assert parse_spec(spec) == ("pairs", str(scenes))
     assert load_dataset(spec, **options).name == load_dataset(scenes, **options).name == "pairs"
@@ -139,8 +139,8 @@ def test_estimates():
 
 
 def test_ranks_and_protocols():
-    from vdistill.protocols import llcm_scores
-    from vdistill.retrieval import retrieval_scores
+    from vdistill.reid.protocols import llcm_scores
+    from vdistill.reid.retrieval import retrieval_scores
     scores = retrieval_scores(np.eye(3), np.arange(3), np.arange(3))
     assert scores.rank(np.int64(1)) == scores.rank(torch.tensor(1)) == scores.rank(1)
     x, ids, cameras = torch.randn(12, 4, generator=generator("x")), np.repeat(np.arange(4), 3), np.tile([1, 2, 4], 4)

@@ -8,12 +8,12 @@ from torch import Tensor
 from vdistill import __version__
 from vdistill.bottlenecks import InformationBottleneck, VariationalBottleneck
 from vdistill.bounds import alpha_floor, ceiling, cpc, dv, js, ml_cpc, nwj, smile, tuba
-from vdistill.data import ReIDDataset, load_dataset
+from vdistill.reid.data import ReIDDataset, load_dataset
 from vdistill.distillation import VariationalDistillation, released_loss, vcd_loss, vml_loss, vsd_loss
 from vdistill.estimation import MIEstimate, Task, correlated_gaussian, estimate_mi
-from vdistill.evaluation import ProtocolScores, RetrievalScores, llcm_scores, regdb_scores, rerank, retrieval_scores, sysu_scores
+from vdistill.reid.evaluation import ProtocolScores, RetrievalScores, llcm_scores, regdb_scores, rerank, retrieval_scores, sysu_scores
 from vdistill.information import Table, entropy, js_divergence, kl_divergence, mutual_information
-from vdistill.training import TrainConfig, Trainer
+from vdistill.reid.training import TrainConfig, Trainer
 
 def information(logits: Tensor, array: NDArray[np.float64], table: Table) -> None:
     for joint in (array, table, logits, [[.5, 0.], [0., .5]]): entropy(joint), mutual_information(joint, 0, 1)

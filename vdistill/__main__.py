@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/cli/31_main.ipynb #c002
-from .cli import main
+from .cli.main import main
 
 # %% ../nbs/cli/31_main.ipynb #c003
 if __name__ == "__main__": main()

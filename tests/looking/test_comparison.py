@@ -1,0 +1,273 @@
+"Grids, sides and differences: what is compared, and against what."
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy.stats import t
+from vdistill.reid.archives import fake_regdb
+from vdistill.looking.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, family, family_text, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way
+from vdistill.core import InputError
+from vdistill.reid.training import start_run
+
+
+def grid(folder, text):
+    (folder/"grid.yaml").write_text(text)
+    return read_grid(folder/"grid.yaml")
+
+
+def test_hog_is_left_out_where_no_block_fits():
+    from vdistill.reid.data import load_dataset
+    found = lambda size: set(reference_scores(load_dataset("synthetic", identities=(4, 2, 2), image_size=size)).method) & {*HOGS, "pixels"}
+    assert found((24, 16)) == {"pixels", "HOG"} and found((12, 12)) == {"pixels"} and found((64, 32)) == {"pixels", *HOGS}
+
+
+def test_a_sweep_changes_one_setting_at_a_time(tmp_path):
+    cells, settings = grid(tmp_path, "datasets: [synthetic]\nmethods: [vsd, full]\nseeds: [3, 4]\nsettings: {epochs: 2}\nsweep: {beta: [0.5, 8], hidden: [[], [64]]}\n")
+    assert len(cells) == len({c.folder() for c in cells}) == 16 and settings == {"epochs": 2}
+    assert [c.seed for c in cells] == sorted(c.seed for c in cells)
+    one = next(c for c in cells if c.label() == "full hidden=()")
+    config = one.configure(**settings)
+    assert (config.hidden, config.epochs, config.beta, config.seed) == ((), 2, 2., 3)
+    assert {c: 1 for c in cells} and sorted(sum((shard(cells, f"{i}/3") for i in (1, 2, 3)), []), key=str) == sorted(cells, key=str)
+
+
+@pytest.mark.parametrize("text, word", [("methods: [full]\nseeds: [0]\n", "datasets"), ("datasets: [synthetic]\nmethods: full\nseeds: [0]\n", "list"), ("datasets: []\nmethods: [full]\nseeds: [0]\n", "list"),
+    ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsweeps: {}\n", "sweeps"), ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsweep: {beta: 2}\n", "list of values"),
+    ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsweep: {betta: [2]}\n", "beta"), ("datasets: [synthetic]\nmethods: [full]\nseeds: [0]\nsettings: {epochs: 0}\n", "epochs")])
+def test_a_wrong_grid_is_one_sentence(tmp_path, text, word):
+    with pytest.raises(InputError) as error: grid(tmp_path, text)
+    assert word in str(error.value) and "\n" not in str(error.value)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=12))
+def test_holm_is_its_definition(p):
+    "Reject in order while p(k) <= level/(m - k + 1); the adjusted p-value is the least level at which one is rejected."
+    adjusted, order = holm(p), np.argsort(p)
+    assert (adjusted >= np.asarray(p) - 1e-15).all() and (adjusted <= 1).all()
+    for level in (.01, .05, .3):
+        rejected = []
+        for k, i in enumerate(order):
+            if p[i]*(len(p) - k) > level: break
+            rejected.append(i)
+        assert set(np.flatnonzero(adjusted <= level)) == set(rejected)
+
+
+def test_holm_leaves_out_what_is_missing():
+    np.testing.assert_allclose(holm([.01, np.nan, .02]), [.02, np.nan, .02])
+
+
+def results(methods=("baseline", "bottleneck", "full"), seeds=range(4), gain=dict(full=2.)):
+    "Invented: z two points above v; `v b` is best on validation, although `v a` is better on test."
+    rng, rows = np.random.default_rng(0), []
+    for method in methods:
+        for seed in seeds:
+            for feature, value, validation in (("v a", 60, 50), ("v b", 50, 55), *([] if method == "baseline" else [("z a", 52, 56), ("z b", 58, 51)])):
+                for direction in ("infrared→visible", "visible→infrared"):
+                    rows.append(dict(dataset="invented", method=method, seed=seed, split="test", feature=feature, direction=direction, protocol="p", metric="mAP",
+                                     value=value + 10*seed + gain.get(method, 0) + rng.normal(0, .1), seconds=60., headline=feature == ("v b" if method == "baseline" else "z a"), validation=float(validation)))
+    chance = [dict(rows[0], method="chance", feature="none", value=1., headline=True, validation=np.nan, seed=s, direction=d, seconds=0.) for s in seeds for d in ("infrared→visible", "visible→infrared")]
+    return pd.DataFrame(chance + rows)
+
+
+def test_sides_are_chosen_on_validation():
+    table = results()
+    for side, low in (("v", 50), ("z", 52), ("headline", 50)):
+        chosen = headlines(table, side)
+        assert set(chosen.feature) == {side} and not chosen.duplicated(["method", "seed", "direction"]).any()
+        assert ((chosen[chosen.method == "bottleneck"].value - 10*chosen.seed[chosen.method == "bottleneck"] - (low if side != "headline" else 52)).abs() < 1).all()
+        assert "chance" in set(chosen.method)
+    assert "baseline" not in set(headlines(table, "z").method)
+    with pytest.raises(InputError, match="side"): headlines(table, "w")
+    with pytest.raises(InputError, match="older"): headlines(table.drop(columns="validation"), "z")
+
+
+def test_differences_are_paired_and_hand_made():
+    table = results()
+    c = compare(table, "bottleneck").set_index(["side", "method"])
+    wide = headlines(table, "z").groupby(["method", "seed"]).value.mean().unstack("method")
+    d = wide.full - wide.bottleneck
+    half = t.ppf(.975, 3)*d.std(ddof=1)/2
+    np.testing.assert_allclose(c.loc[("z", "full"), ["difference", "difference_interval"]].astype(float), [d.mean(), half])
+    assert abs(c.loc[("z", "full"), "p"] - 2*t.sf(abs(d.mean())/(d.std(ddof=1)/2), 3)) < 1e-12
+    assert c.loc[("z", "full"), "p_holm"] < .01 and c.loc[("v", "full"), "interval"] > 10 > c.loc[("v", "full"), "difference_interval"]
+    other = compare(table, "baseline").set_index(["side", "method"])
+    assert 3.5 < other.loc[("z", "full"), "difference"] < 4.5, "where the reference has no z, its v"
+
+
+def test_missing_seeds_are_left_out():
+    table = results()
+    table = table[~((table.method == "full") & (table.seed == 3))]
+    r = compare(table, "bottleneck", sides=("z",)).set_index("method").loc["full"]
+    assert r.seeds == 3 and abs(r.difference - 2) < .3
+    with pytest.raises(InputError, match="nobody"): compare(table, "nobody")
+
+
+def test_in_words():
+    c = compare(results(), "bottleneck")
+    assert "full - bottleneck = +2.0 ± 0." in sentence(c, "invented", "full", "z") and "4 seeds" in sentence(c, "invented", "full", "z")
+    with pytest.raises(InputError): sentence(c, "invented", "nobody", "z")
+    assert cost_text(results()) == "invented: 12 runs of 1.0 minutes, 12 in all, one CPU thread each"
+    assert "+2.0 ± 0." in differences_text(c) and "chance" not in differences_text(c)
+
+
+def test_no_history_is_an_empty_table(tmp_path): assert collect_histories([Cell("synthetic", "full", 0)], tmp_path).empty
+
+
+TINY = dict(epochs=1, width=8, features=16, z_features=16, hidden=[16], identities_per_batch=4, validate_every=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sweep_of_the_data_runs_on_each_of_them(tmp_path):
+    cells = [Cell("synthetic", "bottleneck", 0, ("data.identities", n)) for n in ((6, 4, 5), (6, 4, 8))]
+    table = run_cells(cells, tmp_path, **TINY)
+    assert set(table.method[table.metric.eq("mAP") & table.method.str.startswith(("chance", "bottleneck"))]) == {f"{m} data.identities=(6, 4, {n})" for m in ("chance", "bottleneck") for n in (5, 8)}
+    chance = table[table.method.str.startswith("chance") & (table.metric == "rank-1")].groupby("method").value.mean()
+    np.testing.assert_allclose(chance, [20, 12.5])                       # one of 5 people, one of 8
+    pd.testing.assert_frame_equal(run_cells(cells, tmp_path, **TINY), table)  # done before: read, not run
+    gathered, missing = collect(cells, tmp_path)
+    assert not missing and sorted(gathered.method) == sorted(table.method)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_finished_cell_is_not_taken_for_another(tmp_path):
+    cell, data = Cell("synthetic", "bottleneck", 0), dict(identities=[6, 4, 5])
+    first = run_cells([cell], tmp_path, data=data, **TINY)
+    pd.testing.assert_frame_equal(run_cells([cell], tmp_path, data=data, **TINY), first)
+    with pytest.raises(InputError, match="z_features=16.*asks for 8"): run_cells([cell], tmp_path, data=data, **TINY | dict(z_features=8))
+    with pytest.raises(InputError, match="identities"): run_cells([cell], tmp_path, **TINY)
+    assert (tmp_path/cell.folder()/"results.csv").is_file()
+
+
+def test_tables_put_together_may_number_their_rows_alike():
+    table = results()
+    parts = [part.reset_index(drop=True) for _, part in table.groupby("method", sort=False)]
+    for side in ("headline", "v", "z"): assert headlines(pd.concat(parts), side).value.tolist() == headlines(table, side).value.tolist()
+
+
+@pytest.mark.parametrize("one, other", [("csv:day/list.csv", "csv:night/list.csv"), ("pairs:photos.v1", "pairs:photos.v2"), ("sysu:a/data", "regdb:b/data")])
+def test_two_datasets_do_not_share_a_run_folder(tmp_path, one, other):
+    with pytest.raises(InputError, match="rename") as error: grid(tmp_path, f"datasets: ['{one}', '{other}']\nmethods: [baseline]\nseeds: [0]\n")
+    assert one in str(error.value) and other in str(error.value)
+    with pytest.raises(InputError, match="full and seed 3 twice"): grid(tmp_path, f"datasets: ['{one}']\nmethods: [full, full]\nseeds: [3]\n")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_of_another_dataset_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cell = Cell("csv:day/list.csv", "baseline", 0)
+    start_run(tmp_path/"runs"/cell.folder(), cell.configure())
+    (tmp_path/"runs"/cell.folder()/"results.csv").write_text("dataset,validation,commit,method\nlist,1,a,baseline\n")
+    assert len(run_cell(cell, "runs")) == len(run_cell(Cell(f"csv:{tmp_path/'day'/'list.csv'}", "baseline", 0), "runs")) == 1, "however the path is written"
+    assert len(run_cell(cell, "runs", skip_nonfinite=3, checkpointing=True)) == 1, "what may change while a run goes on"
+    with pytest.raises(InputError, match="dataset=.*night"): run_cell(Cell("csv:night/list.csv", "baseline", 0), "runs")
+
+
+def published(seeds=range(3)):
+    "Invented: SYSU-MM01 by four protocols 10 points apart, in one direction, nothing chosen; `full` one point above `baseline`."
+    protocols = [f"{mode}-search, {shots} shots: gallery of {n} images; rules" for n, (mode, shots) in enumerate((m, s) for m in ("all", "indoor") for s in (1, 10))]
+    return pd.DataFrame([dict(dataset="SYSU-MM01", method=method, seed=seed, feature=feature, direction="infrared→visible", protocol=p, metric="mAP", value=10.*k + (method == "full") + .1*seed*(method == "full"),
+                              headline=feature == "v shared", validation=np.nan) for method in ("baseline", "full") for seed in seeds for feature in ("v shared", "v all") for k, p in enumerate(protocols)])
+
+
+def test_protocols_are_not_averaged():
+    table = compare(published(), "baseline")
+    assert list(table.dataset.unique()) == [f"SYSU-MM01, {m}-search, {s} shots" for m in ("all", "indoor") for s in (1, 10)]
+    assert set(table.side) == {"headline"} and table.seeds.eq(3).all() and set(table.direction) == {"infrared→visible"}
+    np.testing.assert_allclose(table["mean"], [0, 1.1, 10, 11.1, 20, 21.1, 30, 31.1])
+    np.testing.assert_allclose(table.difference, [0, 1.1]*4)
+    assert "Percent, infrared→visible, mean ±" in differences_text(table) and "Percent, mean of both directions, mean ±" in differences_text(compare(results(), "baseline"))
+    assert "where there are both" in differences_text(compare(pd.concat([published(), results()]), "baseline"))
+
+
+def test_runs_that_chose_nothing_are_compared_by_their_headline():
+    nothing, several = results().assign(validation=np.nan), pd.concat([results(), results().assign(dataset="other", validation=np.nan)])
+    assert set(compare(nothing, "baseline").side) == {"headline"}
+    assert compare(several, "bottleneck").groupby("dataset").side.unique().map(set).to_dict() == {"invented": {"v", "z"}, "other": {"headline"}}
+    with pytest.raises(InputError, match="hold_out"): compare(nothing, "baseline", sides=("v", "z"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_published_set_has_no_references_of_another_protocol(tmp_path):
+    fake_regdb(tmp_path/"regdb", people=12, image_size=(16, 8))
+    cells = [Cell(f"regdb:{tmp_path/'regdb'}", m, 0) for m in ("baseline", "full")]
+    table = run_cells(cells, tmp_path/"runs", **TINY | dict(identities_per_batch=2, backbone="conv", weights=None, data=dict(image_size=[32, 16])))
+    gathered, missing = collect(cells, tmp_path/"runs")
+    assert not missing and set(table.method) == set(gathered.method) == {"baseline", "full"} and not table.protocol.str.contains("all images each").any()
+    assert set(compare(gathered, "baseline").direction) == {"both"}
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    "Two folders of aligned scenes, each of its own noise."
+    from PIL import Image
+    for k, name in enumerate(("one", "two")):
+        for kind in ("visible", "infrared"): (tmp_path/name/kind).mkdir(parents=True)
+        for i in range(8):
+            scene = np.random.default_rng([k, i]).integers(0, 256, (60, 80), dtype=np.uint8)
+            for kind in ("visible", "infrared"): Image.fromarray(scene if kind == "visible" else 255 - scene).save(tmp_path/name/kind/f"{i}.png")
+    return [f"pairs:{tmp_path/name}" for name in ("one", "two")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_searches_another_set(tmp_path, two_sets):
+    "What is written of scenes averages to the results; the feature was chosen at home; a second call reads."
+    data, settings = dict(window=32, image_size=[24, 24], duplicates=None), TINY | dict(backbone="conv", weights=None, recipe="scratch", identities_per_batch=2)
+    cells = [Cell(two_sets[0], m, 0, (), tuple(two_sets)) for m in ("baseline", "full")]
+    table = run_cells(cells, tmp_path/"runs", data=data, **settings)
+    pd.testing.assert_frame_equal(run_cells(cells, tmp_path/"runs", data=data, **settings), table)
+    assert list(table[table.feature != "none"].dataset.unique()) == ["one", "one → two"]
+    chosen = table[table.headline & (table.feature != "none")].groupby(["method", "dataset"]).feature.unique().map(list)
+    assert all(len(f) == 1 for f in chosen) and chosen["full"].map(tuple).nunique() == 1 and table[table.dataset == "one → two"].validation.notna().all()
+    scenes = collect_histories(cells, tmp_path/"runs", SCENES)
+    assert set(scenes.dataset) == {"one", "one → two"} and set(scenes.method) == {"baseline", "full"}
+    keys = ["dataset", "method", "feature", "direction"]
+    for metric in ("mAP", "rank-1"):
+        means = scenes.groupby(keys).apply(lambda g: np.average(g[metric], weights=g.queries), include_groups=False)
+        want = table[(table.feature != "none") & (table.metric == metric)].set_index(keys).value
+        np.testing.assert_allclose(means[want.index], want)
+    assert set(collect(cells, tmp_path/"runs")[0].dataset) == {"one", "one → two"}
+    r = two_way(scenes[scenes.dataset == "one"], ("full", "v shared"), ("baseline", "v shared"), draws=200)
+    by_hand = table[(table.dataset == "one") & (table.metric == "mAP") & (table.feature == "v shared")].groupby("method").value.mean()
+    np.testing.assert_allclose(r["difference"], by_hand["full"] - by_hand["baseline"])
+    assert r["low"] <= r["difference"] <= r["high"] and (r["seeds"], 0 < r["p"] <= 1) == (1, True)
+    with pytest.raises(InputError, match="no scenes of z of baseline; there are v shared of baseline"): two_way(scenes, ("full", "v shared"), ("baseline", "z"))
+
+
+def test_transfer_is_a_list_of_datasets(tmp_path):
+    cells, _ = grid(tmp_path, "datasets: [synthetic]\nmethods: [full]\nseeds: [0]\ntransfer: ['pairs:a', 'pairs:b']\n")
+    assert cells[0].transfer == ("pairs:a", "pairs:b") and cells[0].folder() == "synthetic-full-0"
+    with pytest.raises(InputError, match="transfer is a list"): grid(tmp_path, "datasets: [synthetic]\nmethods: [full]\nseeds: [0]\ntransfer: pairs:a\n")
+    with pytest.raises(InputError, match="not set"): grid(tmp_path, "datasets: [synthetic]\nmethods: [full]\nseeds: [0]\ntransfer: ['pairs:$NOT_SET_ANYWHERE']\n")
+
+
+def test_seeds_and_scenes_are_both_resampled():
+    "Where only seeds differ, the variance is that of a mean of seeds; where only scenes do, that of a mean of scenes."
+    rng, of_seed, of_scene = np.random.default_rng(0), np.array([-2., 0, 1, 3]), np.random.default_rng(1).normal(size=25)
+    def interval(gain):
+        rows = pd.DataFrame(dict(seed=np.repeat(range(4), 25), scene=np.tile(range(25), 4), queries=3, feature="v"))
+        table = pd.concat([rows.assign(method="A", mAP=50.), rows.assign(method="B", mAP=50 + gain.ravel())])
+        r = two_way(table, ("B", "v"), ("A", "v"), draws=20_000)
+        np.testing.assert_allclose(r["difference"], gain.mean())
+        return (r["high"] - r["low"])/2/1.96
+    assert interval(np.tile(of_seed[:, None], 25)) == pytest.approx(of_seed.std()/2, rel=.06)
+    assert interval(np.tile(of_scene, (4, 1))) == pytest.approx(of_scene.std()/5, rel=.03)
+    both = interval(of_seed[:, None] + of_scene)
+    assert both == pytest.approx(np.hypot(of_seed.std()/2, of_scene.std()/5), rel=.06)
+
+
+def test_a_page_is_one_family():
+    "Each question in each dataset, asked as `two_way` asks it; the correction counts all of them."
+    rng, rows = np.random.default_rng(0), pd.DataFrame(dict(seed=np.repeat(range(4), 9), scene=np.tile(range(9), 4), queries=3, feature="v"))
+    lifted = lambda name, gain: rows.assign(dataset=name, method=f"+{gain}", mAP=50 + gain + rng.normal(size=36))
+    scenes = pd.concat([lifted(name, gain) for name in ("one", "two") for gain in (0, 1, 5)])
+    questions = [(("+5", "v"), ("+0", "v")), (("+1", "v"), ("+0", "v"))]
+    page = family(scenes, questions, draws=500)
+    assert list(zip(page.dataset, page.ours)) == [(name, q[0]) for name in ("one", "two") for q in questions]
+    np.testing.assert_allclose(page.p_holm, holm(page.p))
+    assert (page.p_holm >= page.p).all() and page.p_holm[0] > page.p[0]
+    two = two_way(scenes[scenes.dataset == "two"], *questions[1], draws=500)
+    assert {k: page.iloc[3][k] for k in two} == two
+    lines = family_text(page).splitlines()
+    assert len(lines) == 5 and lines[3].startswith("two: v of +1 - v of +0") and f"p = {page.p_holm[3]:.2g}" in lines[3] and "two: 4 seeds, 9 scenes" in lines[4]
+    with pytest.raises(InputError, match="no scenes"): family(scenes, [(("+5", "z"), ("+0", "v"))])

@@ -1,0 +1,363 @@
+"Explorers of a run: what is shown is what the evaluator ranks, what is drawn follows the controls, and a stop loses nothing."
+import io
+import re
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from vdistill.looking import explorers as X
+from vdistill.core import InputError
+from vdistill.reid.data import load_dataset
+from vdistill.reid.evaluation import evaluate
+from vdistill.looking.plots import MODALITY_COLOURS, RIGHT, WRONG
+from vdistill.reid.reranking import rerank
+from vdistill.reid.retrieval import pairwise_distances, retrieval_scores
+from vdistill.reid.training import Trainer, configure
+
+TINY = {"data.identities": (6, 4, 6), "data.images_per_camera": 2, "epochs": 4, "identities_per_batch": 2, "images_per_identity": 1, "validate_every": 2,
+        "width": 8, "features": 16, "z_features": 16, "hidden": (16,), "grid": (2, 2), "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Two finished runs on one dataset."
+    folder, dataset = tmp_path_factory.mktemp("runs"), None
+    for method in ("baseline", "full"):
+        trainer = Trainer(configure("synthetic", method, seed=3, **TINY), folder/method, dataset)
+        trainer.fit()
+        dataset = trainer.dataset
+    return {method: folder/method for method in ("baseline", "full")}, dataset
+
+
+@pytest.fixture(scope="module")
+def explorer(runs): return X.RetrievalExplorer.of_runs(runs[0], runs[1], queries=5, depth=6)
+
+
+def noise(*shape, seed=0): return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def pictures(n, seed=0): return np.random.default_rng(seed).integers(0, 256, (n, 3, 64, 32), dtype=np.uint8)
+
+
+def drawn(explorer): return np.asarray(Image.open(io.BytesIO(explorer.image.value)).convert("RGB"))
+
+
+def small(features, ids, **options):
+    "An explorer of arrays: queries first."
+    q = len(features[0])
+    return X.RetrievalExplorer({"a": features}, (pictures(q), pictures(len(features[1]), 1)), (ids[:q], ids[q:]), **options)
+
+
+# retrieval
+
+def test_every_list_is_ranked_as_the_evaluator_ranks_it(runs, explorer):
+    folders, dataset = runs
+    embeds = {name: X.load_run(folder)[0] for name, folder in folders.items()}
+    assert list(explorer.ranked[False]) == ["baseline · v shared", "full · v shared", "full · z shared"]
+    for name, (d, scores) in explorer.ranked[False].items():
+        method, feature = name.split(" · ")
+        rows = {(r["feature"], r["direction"], r["metric"]): r["value"] for r in evaluate(dataset, embeds[method], seed=3)}
+        for metric, value in scores.percent().items(): assert value == pytest.approx(rows[feature, "infrared→visible", metric], abs=1e-9)
+    infrared, visible = (np.flatnonzero((dataset.records.split == "test") & (dataset.records.modality == m)) for m in (1, 0))
+    a, b = (X.features_of(dataset, embeds["full"], rows)["z shared"] for rows in (infrared, visible))
+    for again, d in {False: pairwise_distances(a, b), True: rerank(a, b)}.items():
+        for _, q in explorer.query.options:
+            table = explorer.ranking("full · z shared", q, again)
+            np.testing.assert_allclose(explorer.ranked[again]["full · z shared"][0][q], d[q], atol=1e-6)
+            np.testing.assert_array_equal(table.distance, np.sort(explorer.ranked[again]["full · z shared"][0][q])[:6])
+            np.testing.assert_array_equal(table.identity, dataset.records.identity.to_numpy()[visible][table.gallery])
+
+
+def test_what_is_shown_follows_the_query_and_re_ranking(explorer):
+    first, second = (q for _, q in explorer.query.options[:2])
+    explorer.query.value, explorer.rerank.value = first, False
+    before, table = explorer.image.value, explorer.numbers
+    explorer.query.value = second
+    assert explorer.image.value != before and not explorer.numbers.equals(table) and explorer.stack.selected_index == 1
+    np.testing.assert_array_equal(explorer.numbers.distance, np.concatenate([explorer.ranking(name, second).distance for name in explorer.ranked[False]]))
+    plain = explorer.image.value
+    explorer.rerank.value = True
+    assert explorer.image.value != plain and explorer.stack.children[0].value == b""   # the others are out of date
+    np.testing.assert_array_equal(explorer.numbers.distance, np.concatenate([explorer.ranking(name, second, True).distance for name in explorer.ranked[True]]))
+    explorer.query.value = first
+    assert explorer.stack.children[0].value == explorer.image.value != b""
+    explorer.rerank.value = False
+    assert explorer.image.value == before and "first" in explorer.words
+
+
+def test_every_button_has_its_picture_from_the_start(runs):
+    fresh = X.RetrievalExplorer.of_runs({"full": runs[0]["full"]}, runs[1], queries=3, depth=4)
+    values = [image.value for image in fresh.stack.children]
+    assert len(set(values)) == 3
+    for (_, q), value in zip(fresh.query.options, values):
+        fresh.query.value = q
+        assert fresh.image.value == value
+
+
+def test_frames_tell_right_from_wrong_by_colour_line_and_sign():
+    one, other = np.eye(2, dtype=np.float32)
+    e = small((one[None], np.stack([one, other])), np.array([7, 7, 8]), queries=1)
+    assert list(e.numbers.right) == [True, False] and list(e.numbers.distance) == [0, 1]
+    (w, h), picture = e.cell, np.asarray(e.paint(0)[0].picture)
+    for k, (colour, solid) in enumerate(((RIGHT, True), (WRONG, False))):
+        x = X.LEFT + 3 + k*(w + 16)
+        edge = picture[25, x:x + w]/255   # the frame's upper edge
+        coloured = np.isclose(edge, to_rgb(colour), atol=.01).all(1)
+        assert coloured.all() == solid and coloured.mean() > .5, (k, coloured.mean())
+        sign = picture[27 + h - 12:27 + h, x + w - 12:x + w]/255
+        assert np.isclose(sign, to_rgb(colour), atol=.01).all(2).any() and (sign > .9).all(2).any()
+
+
+def test_the_strip_says_how_many_lists_are_right():
+    one, other = np.eye(2, dtype=np.float32)
+    features = {name: (one[None], np.stack([one, other])) for name in ("good", "too")} | {"bad": (one[None], np.stack([other, one]))}
+    e = X.RetrievalExplorer(features, (pictures(1), pictures(2)), (np.array([7]), np.array([7, 8])))
+    assert "'2 of 3'" in e.marks.value and e.query.tooltips[0].startswith("query 0: person 7")
+
+
+def test_factors_that_differ_are_named():
+    asked = pd.DataFrame(dict(hair=["long"], bag=["none"], height=["tall"]))
+    found = pd.DataFrame(dict(hair=["long", "cap", "long"], bag=["none", "none", "none"], height=["tall", "short", "tall"]))
+    x = np.eye(3, dtype=np.float32)
+    e = small((x[:1] + .1*x[1:2], x), np.array([1, 1, 2, 3]), factors=(asked, found))
+    differs = dict(zip(e.numbers.identity, e.numbers.differs))
+    assert differs == {1: [], 2: ["hair", "height"], 3: []}
+    under = {row.identity: X._under(row, True) for row in e.numbers.itertuples()}
+    assert under == {1: [], 2: ["hair", "height"], 3: ["twin"]}
+    with pytest.raises(InputError, match="factors of 2 gallery images for 3"): small((x[:1], x), np.array([1, 1, 2, 3]), factors=(asked, found[:2]))
+
+
+def test_mistakes_are_counted_as_a_loop_counts_them(explorer):
+    table, (asked, found), (q_ids, g_ids) = explorer.mistakes(), explorer.factors, explorer.identity
+    d = explorer.ranked[False]["full · v shared"][0]
+    wrong = [(q, d[q].argmin()) for q in range(len(d)) if g_ids[d[q].argmin()] != q_ids[q]]
+    anybody = [(q, g) for q in range(len(d)) for g in range(d.shape[1]) if g_ids[g] != q_ids[q]]
+    for factor in ("hair", "upper_cut"):
+        share = lambda pairs: 100*np.mean([asked[factor].iloc[q] != found[factor].iloc[g] for q, g in pairs])
+        assert table.loc[factor.replace("_", " "), "full · v shared"] == pytest.approx(share(wrong))
+        assert table.loc[factor.replace("_", " "), "anybody else"] == pytest.approx(share(anybody))
+
+
+def test_pairs_that_do_not_count_are_not_shown():
+    x = np.eye(3, dtype=np.float32)
+    e = small((x[:1], x), np.array([1, 5, 1, 2]), exclude=np.array([[True, False, False]]))
+    assert list(e.numbers.gallery) == [1, 2] and e.ranked[False]["a"][1].first_rank[0] == 2   # a tie counts against it
+
+
+def test_own_arrays_of_any_shape_and_chosen_queries():
+    square = np.random.default_rng(0).integers(0, 256, (4, 3, 40, 40), dtype=np.uint8)
+    e = X.RetrievalExplorer({"a": (noise(4, 5), noise(4, 5, seed=1))}, (square, square), (np.arange(4), np.arange(4)), queries=[3, 1], depth=99)
+    assert [q for _, q in e.query.options] == [3, 1] and len(e.numbers) == 4 and drawn(e).shape[2] == 3
+    with pytest.raises(InputError, match="no factors"): e.mistakes()
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(features={}), "no features"), (dict(features={"a": (noise(3, 5), noise(7, 5))}), "a: features of 3 query images for 4"), (dict(features={"a": (noise(4, 5), noise(6, 5))}), "a: features of 6 gallery images for 7"),
+    (dict(features={"a": (noise(4, 5), noise(7, 6))}), "dimensions"), (dict(features={"a": (noise(4, 5)*np.nan, noise(7, 5))}), "NaN"),
+    (dict(images=(pictures(4), pictures(6))), "6 gallery images for 7"), (dict(images=(pictures(4)/255, pictures(7))), "uint8"), (dict(queries=[4]), "0 to 3"), (dict(queries=[]), "0 to 3"), (dict(queries=[-1]), "0 to 3")])
+def test_what_does_not_belong_together_is_one_sentence(change, words):
+    given = dict(features={"a": (noise(4, 5), noise(7, 5))}, images=(pictures(4), pictures(7)), identity=(np.arange(4), np.arange(7))) | change
+    with pytest.raises(InputError, match=words) as e: X.RetrievalExplorer(**given)
+    assert "\n" not in str(e.value)
+
+
+def test_a_folder_that_holds_no_run(tmp_path):
+    for call in (lambda: X.RetrievalExplorer.of_runs({"a": tmp_path/"none"}), lambda: X.Dashboard(tmp_path/"none"), lambda: X.RetrievalExplorer.of_runs({})):
+        with pytest.raises(InputError) as e: call()
+        assert "\n" not in str(e.value) and ("config.yaml" in str(e.value) or "no run" in str(e.value))
+
+
+# embedding
+
+def atlas(n=12, epochs=(0, 5), **options):
+    about = pd.DataFrame(dict(modality=np.arange(n) % 2, identity=np.arange(n)//4, hair=np.array(["long", "cap", "short"])[np.arange(n) % 3], view=np.linspace(-90, 90, n)))
+    return X.EmbeddingExplorer({e: {name: noise(n, 6, seed=e + k) for k, name in enumerate(("v", "z"))} for e in epochs}, pictures(n), about, method="pca", **options)
+
+
+def fills(picture):
+    "Number of a dot -> its colour, as the rules of the picture say."
+    return {int(i): colour for who, colour in re.findall(r"\.p:is\(([^)]*)\)\{fill:(#[0-9a-fA-F]{6})\}", picture) for i in re.findall(r"\.n(\d+)", who)}
+
+
+def test_colours_follow_what_is_chosen():
+    a = atlas()
+    a.colour.value = "modality"
+    assert fills(a.picture) == {i: MODALITY_COLOURS[i % 2] for i in range(12)} and list(a.numbers.level[:2]) == ["visible", "infrared"]
+    a.colour.value = "hair"
+    colours = fills(a.picture)
+    assert len(colours) == 12 and all((colours[i] == colours[j]) == (i % 3 == j % 3) for i in range(12) for j in range(12))
+    assert a.numbers.colour.to_dict() == colours and list(a.numbers.level[:3]) == ["long", "cap", "short"] and "cap (4)" in a.picture
+    a.colour.value = "view"
+    assert len(set(fills(a.picture).values())) == 5 and a.numbers.level.iloc[0].startswith("-90")
+
+
+def test_maps_follow_epoch_and_feature():
+    a = atlas()
+    seen = set()
+    for a.epoch.value in (0, 5):
+        for a.feature.value in ("v", "z"):
+            seen.add(a.picture)
+            assert f"{a.feature.value}, epoch {a.epoch.value}" in a.picture and f"same identity {X.agreement(a.features[a.epoch.value][a.feature.value], a.about.identity):.0f} %" in a.picture
+            np.testing.assert_array_equal(a.numbers[["x", "y"]], a.points[a.feature.value][a.epoch.value])
+    assert len(seen) == 4 and ">PCA</text>" in a.picture   # the map says what made it
+    spots = re.findall(r'n(\d+)" tabindex="0" (cx|d)="M?(\d+)', a.picture)
+    assert {int(i) for i, kind, _ in spots if kind == "cx"} == set(range(0, 12, 2)) and len(spots) == 12   # circles are visible images
+    x = {int(i): int(at) for i, _, at in spots}
+    assert np.corrcoef([x[i] for i in range(12)], a.numbers.x)[0, 1] > .999
+
+
+def test_a_dot_shows_its_own_image_and_words():
+    a = atlas()
+    side = a.box.children[-1].children[1].children[0].value
+    rule = re.search(r"\.n3:hover\)[^{]*\{--at:(-?\d+)px (-?\d+)px;--on:1;--says:'([^']*)'", side)
+    assert rule.groups() == ("-315", "0", "modality infrared, identity 0, hair long, view -40.9091")
+    sheet = Image.open(io.BytesIO(X.base64.b64decode(re.search(r"base64,([^)]*)\)", side).group(1))))
+    assert sheet.size == (20*32, 64)
+
+
+def test_more_values_than_colours():
+    names, codes, colours = X.colour_levels(np.r_[np.repeat(np.arange(9), 3), np.arange(20, 40)])
+    assert names[-1] == "others" and len(names) == len(colours) == X.MOST and (codes[:27] == np.repeat(np.arange(9), 3)).all() and (codes[27:] == 9).all()
+    names, codes, colours = X.colour_levels(np.arange(10))
+    assert names == [*map(str, range(10))] and len(set(colours)) == 10
+
+
+def test_a_turned_map_is_turned_back():
+    points, angle = noise(30, 2), 2.
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    for matrix in (turn, turn @ np.diag([1, -1])): np.testing.assert_allclose(X.align(points @ matrix + 3, points), points - points.mean(0), atol=1e-5)
+
+
+def test_agreement_is_what_a_loop_counts():
+    x, codes = noise(15, 4), np.arange(15) % 4
+    unit = x/np.linalg.norm(x, axis=1, keepdims=True)
+    shares = [np.mean([codes[j] == codes[i] for j in sorted(set(range(15)) - {i}, key=lambda j: -unit[i] @ unit[j])[:5]]) for i in range(15)]
+    assert X.agreement(x, codes) == pytest.approx(100*np.mean(shares))
+    assert X.chance(codes) == pytest.approx(100*np.mean([codes[i] == codes[j] for i in range(15) for j in range(15) if i != j]))
+
+
+def test_maps_need_an_image_a_row():
+    about = pd.DataFrame(dict(modality=[0, 1, 0]))
+    for features, images, known, words in [({}, pictures(3), about, "no features"), ({0: {"v": noise(4, 2)}}, pictures(3), about, "epoch 0, v: features of 4 images, but `about` has 3"), ({0: {"v": noise(3, 2)}}, pictures(4), about, "4 images for 3"),
+                                           ({0: {"v": noise(3, 2)}}, pictures(3), about.rename(columns=dict(modality="m")), "`modality`"), ({0: {"v": noise(3, 2)}, 1: {"z": noise(3, 2)}}, pictures(3), about, "the same")]:
+        with pytest.raises(InputError, match=words) as e: X.EmbeddingExplorer(features, images, known)
+        assert "\n" not in str(e.value)
+
+
+def test_twins_of_maps_are_drawn():
+    figure = atlas().twin([dict(epoch=e, colour="hair") for e in (0, 5)], columns=2)
+    assert [ax.get_title() for ax in figure.axes] == ["v, epoch 0", "v, epoch 5"] and np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("L")).std() > 1 # not blank
+
+
+# training, watched
+
+def plain(history): return pd.DataFrame(history).drop(columns="seconds")
+
+
+def test_looking_between_epochs_changes_nothing(runs):
+    config, dataset = X.read_config(runs[0]["full"]), runs[1]
+    trainer, rows = Trainer(config, None, dataset), dataset.indices("test")[:30]
+    before = torch.get_rng_state()
+    kept = X.features_by_epoch(trainer, rows, ("v shared",), at=(0, 2, 4))
+    assert torch.equal(before, torch.get_rng_state()) and list(kept) == [0, 2, 4]
+    pd.testing.assert_frame_equal(plain(trainer.history), plain(pd.read_csv(runs[0]["full"]/"history.csv")), rtol=1e-12)
+    for row, x in zip(rows, kept[4]["v shared"]):   # in the order of the rows, whatever their modality
+        np.testing.assert_allclose(x, trainer.embed(dataset.images([row]), int(dataset.records.modality[row]))["v shared"][0], atol=1e-4)
+    assert not np.allclose(kept[0]["v shared"], kept[4]["v shared"])
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_stop_and_go_loses_nothing(runs, tmp_path, forget):
+    config, dataset = X.read_config(runs[0]["full"]), runs[1]
+    board = X.Dashboard(Trainer(config, tmp_path/"run", dataset))
+    update, steps = X._Steps.update, len(board.trainer.sampler)
+    for at in (1, 2*steps, 2*steps + 2):   # within an epoch, at its end, and again
+        def stop_at(self):
+            if self.trainer.step == at: self.halt = True
+            update(self)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(X._Steps, "update", stop_at)
+            board.go(); board.wait(60)
+        assert not board.running and "Stopped and saved" in board.state and (tmp_path/"run"/"state.pt").is_file()
+        if forget: board = X.Dashboard(tmp_path/"run", dataset)   # another notebook
+    board.go(); board.wait(60)
+    assert "Finished" in board.state and board.progress.value == 4
+    pd.testing.assert_frame_equal(plain(board.history), plain(pd.read_csv(runs[0]["full"]/"history.csv")), rtol=1e-12)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/"run"/"history.csv").drop(columns="seconds"), plain(board.history), rtol=1e-12)
+    weights = [X.load_run(folder, "cpu")[0].model.state_dict() for folder in (tmp_path/"run", runs[0]["full"])]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
+    assert board.results is not None and board.results.value.to_numpy() == pytest.approx(pd.read_csv(runs[0]["full"]/"results.csv").value.to_numpy())
+
+
+def test_buttons_do_what_they_say(runs, tmp_path):
+    board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), tmp_path/"run", runs[1]))
+    assert (board.start.disabled, board.halt.disabled, board.start.description) == (False, True, "Start")
+    started, halted = threading.Event(), threading.Event()
+    with pytest.MonkeyPatch.context() as patch: # the first step ends when the stop has been asked for
+        patch.setattr(X._Steps, "update", lambda self, update=X._Steps.update: (started.set(), halted.wait(600), update(self)))
+        board.start.click()
+        assert started.wait(600) and board.halt.disabled is False and board.start.disabled
+        board.start.click()   # a second run is not begun
+        board.halt.click(); halted.set(); board.wait(600)
+    assert board.start.description == "Go on" and board.halt.disabled and len(board.history) < 4
+    picture = board.image.value
+    board.beside.value = "losses"
+    assert board.image.value != picture
+
+
+def test_watching_another_run(runs, tmp_path):
+    config, dataset = X.read_config(runs[0]["full"]), runs[1]
+    other = Trainer(config, tmp_path/"run", dataset)
+    board = X.Dashboard(tmp_path/"run", every=.01)
+    assert len(board.numbers) == 0 and "0 of 4" in board.status.value
+    blank, board.watch.value = board.image.value, True
+    other.fit()
+    for _ in range(30_000):
+        if "4 of 4" in board.status.value: break
+        time.sleep(.02)
+    board.watch.value = False
+    assert board.image.value != blank and "4 of 4" in board.status.value
+    pd.testing.assert_frame_equal(plain(board.numbers), plain(other.history), rtol=1e-12)
+
+
+def test_a_folder_in_use_is_left_alone(runs, tmp_path):
+    trainer = Trainer(X.read_config(runs[0]["full"]), tmp_path/"run", runs[1])
+    row = next(others := trainer.epochs())
+    assert row["epoch"] == 0
+    trainer.save()
+    board = X.Dashboard(tmp_path/"run", runs[1])
+    board.go(); board.wait(600)
+    assert "another process" in board.state and board.trainer is None
+    list(others)
+    assert trainer.epoch == 4
+    board.go(); board.wait(600)   # reads the folder again, and finds nothing left to do
+    assert "Finished" in board.state and len(board.history) == 4
+
+
+def test_an_error_while_training_is_told(runs):
+    board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), None, runs[1]))
+    def fail(*args): raise RuntimeError("no more <disk>")
+    board.trainer.train_step = fail
+    board.go(); board.wait(600)
+    assert not board.running and "RuntimeError: no more <disk>" in board.state and "&lt;disk&gt;" in board.status.value
+
+
+def test_memory_that_runs_out_is_told_as_elsewhere(runs):
+    board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), None, runs[1]))
+    def fail(*args): raise torch.OutOfMemoryError("CUDA out of memory")
+    board.trainer.train_step = fail
+    board.go(); board.wait(600)
+    assert "out of memory with batches of" in board.state and "OutOfMemoryError" not in board.state
+
+
+def test_a_baseline_has_no_divergences(runs):
+    board = X.Dashboard(runs[0]["baseline"])
+    figure = board.twin([dict(beside=b) for b in X.RIGHT_PANELS])
+    assert "no divergence in this run" in [t.get_text() for t in figure.axes[0].texts] and len(figure.axes) == 6
+    assert figure.axes[1].get_ylabel() == "mAP, validation (%)" and len(figure.axes[1].lines) == 2 and not np.isnan(figure.axes[1].lines[0].get_ydata()).any()
