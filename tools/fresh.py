@@ -25,18 +25,18 @@ def code_of(source):
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 def imported(source):
-    "The modules of vdistill that some code imports."
+    "The modules of vdistill that some code imports, and names that may be modules: `reid.data`, `reid.data.load_dataset`."
     try: tree = ast.parse(source)
     except SyntaxError: return set()
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module: names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("vdistill.")}
+    return {name.removeprefix("vdistill.") for name in names if name.startswith("vdistill.")}
 
 def fingerprint(notebook, root=ROOT):
     "The hash of everything that a notebook's output follows from."
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    modules = [root/"vdistill"/f"{name}.py" for name in sorted(set().union(*map(imported, cells)))]
+    modules = [root/"vdistill"/f"{name.replace('.', '/')}.py" for name in sorted(set().union(*map(imported, cells)))]
     tables = [root/"data"/"results"/name for name in sorted(set(re.findall(r"[\w-]+\.csv", "\n".join(cells))))]
     parts = [*map(code_of, cells), *(code_of(p.read_text("utf-8")) for p in modules if p.is_file()), *(p.read_text("utf-8") for p in tables if p.is_file())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'OPTIONAL', 'FIXED', 'FROZEN', 'GRIDS', 'HOGS', 'TRANSFER', 'SCENES', 'MACHINE', 'SIDES', 'Cell', 'read_grid',
            'FrozenFeatures', 'frozen_rows', 'frozen_at_hand', 'reference_scores', 'ceiling_rows', 'read_results',
            'run_cell', 'same_dataset', 'run_cells', 'shard', 'headlines', 'holm', 'compare', 'two_way', 'family',
-           'family_text', 'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text']
+           'family_text', 'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text', 'mean_table']
 
 # %% ../../nbs/looking/23_comparison.ipynb #c002
 import dataclasses, itertools, os
@@ -24,8 +24,8 @@ from ..reid.config import METHODS, read_yaml
 from ..core import InputError, half_width, optional, plain
 from ..reid.data import as_spec, load_dataset, shown
 from ..reid.models import front_end
-from ..reid.evaluation import (DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features, mean_over_draws, pixel_features,
-    protocol_text, results_frame, retrieval_scores, run_columns, scene_scores)
+from ..reid.evaluation import (DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features,
+    mean_over_draws, pixel_features, protocol_text, results_frame, retrieval_scores, run_columns, scene_scores)
 from ..reid.training import TrainConfig, Trainer, configure, load_run, read_config, write_csv
 
 # %% ../../nbs/looking/23_comparison.ipynb #c005
@@ -39,7 +39,8 @@ class Cell:
     transfer: tuple = () # other datasets that the finished run searches too
 
     def __post_init__(self):
-        own = dict(dataset=as_spec(self.dataset), setting=_as_tuples(plain(self.setting)), transfer=tuple(map(as_spec, self.transfer)))
+        own = dict(dataset=as_spec(self.dataset), setting=_as_tuples(plain(self.setting)),
+            transfer=tuple(map(as_spec, self.transfer)))
         for name, value in (plain(dict(method=self.method, seed=self.seed)) | own).items():
             object.__setattr__(self, name, value)
 
@@ -49,7 +50,8 @@ class Cell:
 
     def configure(self, **settings) -> TrainConfig: # settings of the whole grid
         "The cell's configuration."
-        return configure(self.dataset, self.method, self.seed, **settings | dict([self.setting] if self.setting else []))
+        own = dict([self.setting]) if self.setting else {}
+        return configure(self.dataset, self.method, self.seed, **settings | own)
 
     def folder(self) -> str:
         "The name of the cell's run folder."
@@ -58,7 +60,8 @@ class Cell:
 
     def references(self) -> "Cell":
         "What needs no learning, on the same data."
-        return Cell(self.dataset, "references", self.seed, self.setting if self.setting and self.setting[0].startswith("data.") else ())
+        cut_otherwise = self.setting and self.setting[0].startswith("data.")
+        return Cell(self.dataset, "references", self.seed, self.setting if cut_otherwise else ())
 
 def _as_tuples(value): # a cell can be a key
     return tuple(map(_as_tuples, value)) if isinstance(value, (tuple, list)) else value
@@ -68,35 +71,52 @@ KEYS, OPTIONAL = ("datasets", "methods", "seeds"), ("settings", "sweep", "transf
 FIXED = {"dataset", "method", "seed"} # a cell has its own
 
 def read_grid(
-    path, # YAML: `datasets`, `methods`, `seeds`; if wanted `settings` of all cells, a `sweep` (setting: its values, one at a time), `transfer`
+    path, # YAML: datasets, methods, seeds; if wanted settings, a sweep (setting: values, one at a time), transfer
 ) -> tuple: # (list of cells, a seed's cells together; settings for all of them)
     "The cells of a grid file; `$NAME` in a dataset is taken from the environment."
     path = Path(path)
     if not path.is_file(): raise InputError(f"no grid file {path}; write one with datasets, methods and seeds")
     grid = read_yaml(path, path) or {}
-    if not isinstance(grid, dict) or not all(isinstance(grid.get(k), list) and grid[k] for k in KEYS): raise InputError(f"{path} needs the keys datasets, methods and seeds, each a list")
-    if unknown := set(grid) - {*KEYS, *OPTIONAL}: raise InputError(f"{path} has unknown keys: {', '.join(sorted(map(shown, unknown)))}; known are {', '.join((*KEYS, *OPTIONAL))}")
-    if unknown := [m for m in grid["methods"] if m not in list(METHODS)]: raise InputError(f"{path}: no method {', '.join(map(shown, unknown))}; choose from {', '.join(METHODS)}")
-    transfer = grid.get("transfer") or []
-    if not isinstance(transfer, list): raise InputError(f"{path}: transfer is a list of datasets")
-    if odd := [d for d in [*grid["datasets"], *transfer] if not isinstance(d, str)] + [s for s in grid["seeds"] if type(s) is not int]: raise InputError(f"{path}: {shown(odd[0])}; datasets are names, seeds whole numbers")
-    datasets, transfer = ([os.path.expandvars(d) for d in some] for some in (grid["datasets"], transfer))
-    if unset := [d for d in [*datasets, *transfer] if "$" in d]: raise InputError(f"{path}: {', '.join(unset)} names an environment variable that is not set")
+    datasets, transfer = _datasets(path, grid)
     sweep, settings = grid.get("sweep") or {}, grid.get("settings") or {}
-    if not _is_table(sweep) or not all(isinstance(v, list) for v in sweep.values()): raise InputError(f"{path}: a sweep gives each setting a list of values")
-    if not _is_table(settings) or FIXED & {*settings, *sweep}: raise InputError(f"{path}: settings and sweep hold lines of `setting: value`, none of them {', '.join(sorted(FIXED))}")
+    if not _is_table(sweep) or not all(isinstance(v, list) for v in sweep.values()):
+        raise InputError(f"{path}: a sweep gives each setting a list of values")
+    if not _is_table(settings) or FIXED & {*settings, *sweep}:
+        fixed = ", ".join(sorted(FIXED))
+        raise InputError(f"{path}: settings and sweep hold lines of `setting: value`, none of them {fixed}")
     points = [(k, tuple(v) if isinstance(v, list) else v) for k, values in sweep.items() for v in values] or [()]
-    cells = [Cell(d, m, seed, point, tuple(transfer)) for seed, d, m, point in itertools.product(grid["seeds"], datasets, grid["methods"], points)]
+    asked = itertools.product(grid["seeds"], datasets, grid["methods"], points)
+    cells = [Cell(d, m, seed, point, transfer) for seed, d, m, point in asked]
     for c in cells: c.configure(**settings) # a wrong setting is found before the first run
     _check_folders(path, cells)
     return cells, settings
+
+def _datasets(path, grid): # of the grid and of its transfer, once its keys, methods and seeds are right
+    if not isinstance(grid, dict) or not all(isinstance(grid.get(k), list) and grid[k] for k in KEYS):
+        raise InputError(f"{path} needs the keys datasets, methods and seeds, each a list")
+    if unknown := set(grid) - {*KEYS, *OPTIONAL}:
+        found, known = ", ".join(sorted(map(shown, unknown))), ", ".join((*KEYS, *OPTIONAL))
+        raise InputError(f"{path} has unknown keys: {found}; known are {known}")
+    if unknown := [m for m in grid["methods"] if m not in list(METHODS)]:
+        raise InputError(f"{path}: no method {', '.join(map(shown, unknown))}; choose from {', '.join(METHODS)}")
+    transfer = grid.get("transfer") or []
+    if not isinstance(transfer, list): raise InputError(f"{path}: transfer is a list of datasets")
+    odd = [d for d in [*grid["datasets"], *transfer] if not isinstance(d, str)]
+    odd += [s for s in grid["seeds"] if type(s) is not int]
+    if odd: raise InputError(f"{path}: {shown(odd[0])}; datasets are names, seeds whole numbers")
+    datasets, transfer = (tuple(map(os.path.expandvars, some)) for some in (grid["datasets"], transfer))
+    if unset := [d for d in (*datasets, *transfer) if "$" in d]:
+        raise InputError(f"{path}: {', '.join(unset)} names an environment variable that is not set")
+    return datasets, transfer
 
 def _check_folders(path, cells): # two cells in one folder would be taken for one
     taken = {}
     for c in cells:
         if (other := taken.setdefault(c.folder(), c)) is c: continue
-        if other == c: raise InputError(f"{path} names {c.dataset} with {c.label()} and seed {c.seed} twice; once is enough")
-        raise InputError(f"{path}: {other.dataset} and {c.dataset} would share the run folder {c.folder()}; rename one of them, or make two grids and give each a folder of its own (--out)")
+        if other == c:
+            raise InputError(f"{path} names {c.dataset} with {c.label()} and seed {c.seed} twice; once is enough")
+        raise InputError(f"{path}: {other.dataset} and {c.dataset} would share the run folder {c.folder()}; "
+            "rename one of them, or make two grids and give each a folder of its own (--out)")
 
 def _is_table(value): return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
@@ -116,7 +136,9 @@ class FrozenFeatures:
         self.parts, pieces = library_parts(name, weights, size)
         for _, part in self.parts: part.eval()
         self.front, self.size = front_end("grey", size, shown_colours(name, weights)), size
-        self.wanted = [(p.name, grid) for p in pieces if len(p.shape) == 3 and round(size[0]/p.shape[1]) >= 8 for grid in GRIDS if grid[0] <= p.shape[1] and grid[1] <= p.shape[2]]
+        maps = [p for p in pieces if len(p.shape) == 3 and round(size[0]/p.shape[1]) >= 8]
+        self.wanted = [(p.name, grid) for p in maps for grid in GRIDS
+            if grid[0] <= p.shape[1] and grid[1] <= p.shape[2]]
         if only is not None: self.wanted = [w for w in self.wanted if self.label(*w) in only]
 
     @staticmethod
@@ -134,7 +156,8 @@ class FrozenFeatures:
         for name, part in self.parts:
             if len(found) == len(self.wanted): break
             x = part(x)
-            found |= {self.label(name, grid): F.adaptive_avg_pool2d(x, grid).flatten(1) for piece, grid in self.wanted if piece == name}
+            grids = [grid for piece, grid in self.wanted if piece == name]
+            found |= {self.label(name, grid): F.adaptive_avg_pool2d(x, grid).flatten(1) for grid in grids}
         return found
 
 def frozen_rows(
@@ -146,8 +169,10 @@ def frozen_rows(
     "Frozen features under a protocol; stage and grid are those that find most on the validation identities."
     validation, chosen = np.setdiff1d(dataset.indices("val"), indices), "blocks_4 on 4x4"
     if len(validation) and len(validation) == len(dataset.indices("val")):
-        tried = pd.DataFrame(evaluate(dataset, FrozenFeatures(dataset.image_size), validation, protocol=dataclasses.replace(protocol, draws=1), seed=seed))
-        chosen, how = tried[tried.metric == "mAP"].groupby("feature").value.mean().idxmax(), "chosen on validation identities"
+        once, features = dataclasses.replace(protocol, draws=1), FrozenFeatures(dataset.image_size)
+        tried = pd.DataFrame(evaluate(dataset, features, validation, protocol=once, seed=seed))
+        chosen = tried[tried.metric == "mAP"].groupby("feature").value.mean().idxmax()
+        how = "chosen on validation identities"
     else: how = "as it is on road scenes"
     rows = evaluate(dataset, FrozenFeatures(dataset.image_size, [chosen]), indices, protocol=protocol, seed=seed)
     return [r | dict(note=f"{chosen}, {how}") for r in rows]
@@ -166,18 +191,21 @@ def reference_scores(
     split: str = "test", # what these rows are called
     protocol=None, # default: the data set's
     seed: int = 0, # of the draws
-) -> pd.DataFrame: # tidy rows, methods `chance`, `pixels`, two of `HOG`, frozen features of real images, and `ceiling` where factors are known
-    "What needs no learning, under the same protocol, in both directions. HOG is left out where scikit-image cannot be used, or an image is smaller than one block."
+) -> pd.DataFrame: # tidy rows: chance, pixels, two of HOG, frozen features of real images, the ceiling of drawn people
+    "What needs no learning, by the same protocol; HOG needs scikit-image, and images no smaller than a block."
     indices, protocol = dataset.indices("test") if indices is None else indices, protocol or dataset.protocol
     ids, draws = dataset.records.identity.to_numpy(), gallery_draws(dataset.records, indices, protocol, seed)
-    handcrafted = dict(pixels=pixel_features)
-    if optional("skimage.feature")[0]: handcrafted |= {name: partial(hog_features, cell=cell) for name, cell in HOGS.items() if min(dataset.image_size) >= 2*cell}
+    handcrafted, side = dict(pixels=pixel_features), min(dataset.image_size)
+    if optional("skimage.feature")[0]:
+        handcrafted |= {name: partial(hog_features, cell=cell) for name, cell in HOGS.items() if side >= 2*cell}
     rows = dict(chance=mean_over_draws([chance_rows(ids[v], ids[i]) for v, i in draws]))
     if frozen_at_hand(dataset): rows["frozen EfficientNet-Lite0"] = frozen_rows(dataset, indices, protocol, seed)
-    rows |= {name: evaluate(dataset, lambda x, m: {name: f(x)}, indices, protocol=protocol, seed=seed) for name, f in handcrafted.items()}
+    for name, f in handcrafted.items():
+        rows[name] = evaluate(dataset, lambda x, m: {name: f(x)}, indices, protocol=protocol, seed=seed)
     if dataset.factors is not None: rows["ceiling"] = mean_over_draws([ceiling_rows(dataset, v, i) for v, i in draws])
     rows = [r | dict(method=method, feature="none") for method, several in rows.items() for r in several]
-    return results_frame(rows, dataset=dataset.name, seed=seed, split=split, headline=True, protocol=protocol_text(dataset.records, indices, protocol), seconds=0., **run_columns())
+    return results_frame(rows, dataset=dataset.name, seed=seed, split=split, headline=True,
+        protocol=protocol_text(dataset.records, indices, protocol), seconds=0., **run_columns())
 
 # %% ../../nbs/looking/23_comparison.ipynb #c010
 def ceiling_rows(
@@ -190,7 +218,8 @@ def ceiling_rows(
     ids = dataset.records.identity.to_numpy()
     d = factor_matcher_distances(dataset.factors.iloc[infrared], dataset.factors.iloc[visible])
     sides = (retrieval_scores(d, ids[infrared], ids[visible]), retrieval_scores(d.T, ids[visible], ids[infrared]))
-    return [dict(feature="none", direction=direction, metric=m, value=v) for direction, s in zip(DIRECTIONS, sides) for m, v in s.percent().items()]
+    found = [(direction, m, v) for direction, s in zip(DIRECTIONS, sides) for m, v in s.percent().items()]
+    return [dict(feature="none", direction=direction, metric=m, value=v) for direction, m, v in found]
 
 # %% ../../nbs/looking/23_comparison.ipynb #c011
 def read_results(
@@ -232,7 +261,8 @@ def _search_others(cell, run_dir, dataset, results, others): # other datasets by
     found = [(others or {}).get(spec) or load_dataset(spec, seed=cell.seed, **data) for spec in wanted]
     opened = {f"{dataset.name} → {d.name}": d for d in found}
     searched = {dataset.name: dataset} | opened
-    write_csv(scenes, pd.concat([scene_scores(d, embed, seed=cell.seed).assign(dataset=name) for name, d in searched.items()]))
+    tables = [scene_scores(d, embed, seed=cell.seed).assign(dataset=name) for name, d in searched.items()]
+    write_csv(scenes, pd.concat(tables))
     if not wanted: return []
     seen = results.drop_duplicates("feature").set_index("feature").validation # the choice of a feature was made at home
     tables = [embed.score(d, headline=feature).assign(dataset=name) for name, d in opened.items()]
@@ -240,7 +270,8 @@ def _search_others(cell, run_dir, dataset, results, others): # other datasets by
     write_csv(transfer, found)
     return [found]
 
-MACHINE = ("device", "compile", "checkpointing", "skip_nonfinite") # settings that may change while a run goes on: it stays the run that was asked for
+# Settings that may change while a run goes on: it stays the run that was asked for.
+MACHINE = ("device", "compile", "checkpointing", "skip_nonfinite")
 
 def same_dataset(
     a: str, b: str, # specs of `load_dataset`
@@ -251,12 +282,14 @@ def same_dataset(
 
 def _same_run(run_dir, config, dataset=None): # a finished run is only taken for a cell that asks for the same
     there, asked = (dataclasses.asdict(c) for c in (read_config(run_dir), config))
-    there["data"] = {k: v for k, v in there["data"].items() if k in asked["data"] or k != "image_size"} # the size is written down although nobody asked for it
+    if "image_size" not in asked["data"]: # the size is written down although nobody asked for it
+        there["data"] = {k: v for k, v in there["data"].items() if k != "image_size"}
     for name, value in asked.items():
         moved = name == "dataset" and dataset is not None and there[name] != value and same_data(run_dir, dataset)
         if moved or name == "dataset" and same_dataset(there[name], value): continue
-        same = name in MACHINE or (yaml.safe_dump(there[name]) == yaml.safe_dump(value))
-        if not same: raise InputError(f"{run_dir} holds a run with {name}={there[name]}, this grid asks for {value}: choose another folder (--out)")
+        if name in MACHINE or yaml.safe_dump(there[name]) == yaml.safe_dump(value): continue
+        raise InputError(f"{run_dir} holds a run with {name}={there[name]}, this grid asks for {value}: "
+            "choose another folder (--out)")
 
 # %% ../../nbs/looking/23_comparison.ipynb #c013
 def run_cells(
@@ -265,22 +298,24 @@ def run_cells(
     progress: bool = False,
     **settings, # of `configure`, the same for all cells
 ) -> pd.DataFrame: # tidy results of references and methods
-    "Run cells one after the other; a dataset is opened once for each seed. References have no place in a published protocol."
+    "Run cells one after the other, a dataset opened once a seed; published protocols have no place for references."
     tables = []
     for references, group in _by_data(cells):
-        dataset = load_dataset(references.dataset, seed=references.seed, **group[0].configure(**settings).data)
+        data = group[0].configure(**settings).data
+        dataset = load_dataset(references.dataset, seed=references.seed, **data)
         path = Path(out)/f"{references.folder()}.csv"
         if not _published(references):
             if not path.is_file(): write_csv(path, reference_scores(dataset, seed=references.seed))
             tables.append(_read_references(references, out))
-        data, wanted = group[0].configure(**settings).data, [d for d in group[0].transfer if not same_dataset(d, references.dataset)]
+        wanted = [d for d in group[0].transfer if not same_dataset(d, references.dataset)]
         others = {spec: load_dataset(spec, seed=references.seed, **data) for spec in wanted}
         tables += [run_cell(c, out, progress, dataset, others, **settings) for c in group]
     return pd.concat(tables, ignore_index=True)
 
-def _by_data(cells): # references, cells on the same data: seed by seed, so that what is done early is a whole comparison
+def _by_data(cells): # references, cells on the same data: seed by seed, so that what is done early can be compared
     key = lambda c: (c.seed, c.dataset, str(c.references().setting))
-    return [(group[0].references(), group) for group in (list(g) for _, g in itertools.groupby(sorted(cells, key=key), key=key))]
+    groups = [list(group) for _, group in itertools.groupby(sorted(cells, key=key), key=key)]
+    return [(group[0].references(), group) for group in groups]
 
 def _published(cell): return cell.dataset.partition(":")[0] in OFFICIAL # scored by a protocol of its own
 
@@ -311,7 +346,9 @@ def headlines(
     results = results.reset_index(drop=True) # tables that were put together may number their rows alike
     chosen = results.headline.astype(bool)
     if side != "headline":
-        if "validation" not in results: raise InputError(f"results without the column validation, which the choice of the best {side} needs: they are from an older version")
+        if "validation" not in results:
+            raise InputError(f"results without the column validation, which the choice of the best {side} needs: "
+                "they are from an older version")
         ours = results[results.feature.str.startswith(f"{side} ")]
         best = ours.groupby(["dataset", "method", "seed"]).validation.transform("max")
         chosen = (chosen & (results.feature == "none")) | results.index.isin(ours.index[ours.validation == best])
@@ -333,30 +370,41 @@ def compare(
     results: pd.DataFrame, # tidy rows of several seeds
     reference: str, # the method that the others are held against
     metric: str = "mAP", # averaged over the directions that were searched
-    sides=None, # of SIDES; default: v and z, and `headline` of a dataset whose runs chose nothing on validation identities (hold_out=false)
+    sides=None, # of SIDES; default: v and z, or `headline` where runs chose nothing (hold_out=false)
     reference_side: str = "", # side of the reference; default: the same side, or `v` where it has no z
-) -> pd.DataFrame: # dataset, side, method, mean, interval, reference, difference, difference_interval, p, p_holm (over the methods of a side), seeds, direction (or `both`)
-    "Every learned method against a reference, paired by seed, with t-intervals and Holm's correction; under several protocols a dataset counts as several."
+) -> pd.DataFrame: # dataset, side, method, mean, interval, reference, difference, p, p_holm (over a side's methods), …
+    "Every method against a reference, paired by seed, Holm-corrected; a dataset counts once for each of its protocols."
     learned = _by_protocol(results[(results.feature != "none") & (results.metric == metric)])
-    if reference not in set(learned.method): raise InputError(f"no results of {reference!r}; there are {', '.join(learned.method.unique())}")
+    there = learned.method.unique()
+    if reference not in there: raise InputError(f"no results of {reference!r}; there are {', '.join(there)}")
     parts = dict(iter(learned.groupby("dataset", sort=False)))
-    wanted = {dataset: sides or (("headline",) if "validation" in part and part.validation.isna().any() else ("v", "z")) for dataset, part in parts.items()}
+    wanted = {dataset: sides or _sides(part) for dataset, part in parts.items()}
     used = [side for side in sides or SIDES if side in {*itertools.chain(*wanted.values())}]
-    wide = {side: headlines(learned, side).pivot_table(index=["dataset", "seed"], columns="method", values="value", sort=False) for side in {*used, *["v"]*("z" in used), *filter(None, [reference_side])}}
+    needed = {*used, *(["v"] if "z" in used else []), *([reference_side] if reference_side else [])}
+    keys = dict(index=["dataset", "seed"], columns="method", values="value", sort=False)
+    wide = {side: headlines(learned, side).pivot_table(**keys) for side in needed}
     rows = []
     for side, dataset in itertools.product(used, parts):
         if side not in wanted[dataset] or dataset not in wide[side].index: continue # a baseline has no z
         theirs = wide[reference_side or (side if reference in wide[side] else "v")].loc[dataset, reference]
         part = wide[side].loc[dataset].dropna(axis=1, how="all")
         directions = parts[dataset].direction.unique()
-        about = dict(dataset=dataset, side=side, reference=reference, metric=metric, direction="both" if len(directions) > 1 else directions[0])
+        direction = "both" if len(directions) > 1 else directions[0]
+        about = dict(dataset=dataset, side=side, reference=reference, metric=metric, direction=direction)
         family = [_paired(part[m], theirs) | about | dict(method=m) for m in part]
         rows += [r | dict(p_holm=q) for r, q in zip(family, holm([r["p"] for r in family]))]
-    if not rows: raise InputError(f"no run has a best {' or '.join(used)} on validation identities (hold_out=false chooses nothing): compare sides=('headline',)")
-    return pd.DataFrame(rows)[["dataset", "side", "method", "metric", "mean", "interval", "reference", "difference", "difference_interval", "p", "p_holm", "seeds", "direction"]]
+    if not rows:
+        raise InputError(f"no run has a best {' or '.join(used)} on validation identities "
+            "(hold_out=false chooses nothing): compare sides=('headline',)")
+    return pd.DataFrame(rows)[["dataset", "side", "method", "metric", "mean", "interval", "reference", "difference",
+        "difference_interval", "p", "p_holm", "seeds", "direction"]]
 
-def _by_protocol(results): # a dataset under each of several protocols is one of its own, so that their numbers are never averaged
-    count = results.groupby(["dataset", "method", "seed", "feature", "direction", "metric"]).protocol.transform("nunique")
+def _sides(part): # a run that held nobody out has chosen no v and no z
+    return ("headline",) if "validation" in part and part.validation.isna().any() else ("v", "z")
+
+def _by_protocol(results): # a dataset counts once for each of several protocols: their numbers are never averaged
+    keys = ["dataset", "method", "seed", "feature", "direction", "metric"]
+    count = results.groupby(keys).protocol.transform("nunique")
     several = results.dataset.isin(results.dataset[count > 1])
     if not several.any(): return results
     words = results.protocol.str.partition(":")[0]
@@ -367,7 +415,8 @@ def _paired(ours, theirs): # mean and interval of a method, and of its differenc
     from scipy.stats import ttest_1samp
     ours, d = ours.dropna(), (ours - theirs).dropna()
     p = float(ttest_1samp(d, 0).pvalue) if len(d) > 1 and d.std() > 0 else np.nan
-    return dict(mean=ours.mean(), interval=half_width(ours), difference=d.mean(), difference_interval=half_width(d), p=p, seeds=len(d))
+    return dict(mean=ours.mean(), interval=half_width(ours), difference=d.mean(), difference_interval=half_width(d),
+        p=p, seeds=len(d))
 
 # %% ../../nbs/looking/23_comparison.ipynb #s002
 def two_way(
@@ -384,16 +433,19 @@ def two_way(
     there = {key[:2] for key in table.index}
     for method, feature in (ours, theirs):
         if (method, feature) in there: continue
-        raise InputError(f"no scenes of {feature} of {method}; there are {', '.join(sorted(f'{f} of {m}' for m, f in there))}")
+        known = ", ".join(sorted(f"{f} of {m}" for m, f in there))
+        raise InputError(f"no scenes of {feature} of {method}; there are {known}")
     a, b = (table.loc[pair].unstack() for pair in (ours, theirs))
-    if not len(seeds := a.index.intersection(b.index)): raise InputError(f"{ours[0]} and {theirs[0]} have no seed in common")
+    seeds = a.index.intersection(b.index)
+    if not len(seeds): raise InputError(f"{ours[0]} and {theirs[0]} have no seed in common")
     gain, queries = (x.loc[seeds].fillna(0).to_numpy() for x in (a.found - b.found, b.queries))
     rng = np.random.default_rng(seed)
     rows, columns = (rng.multinomial(n, np.full(n, 1/n), draws).astype(float) for n in gain.shape)
     drawn = ((rows @ gain)*columns).sum(1)/((rows @ queries)*columns).sum(1)
     p = 2*(1 + min((drawn <= 0).sum(), (drawn >= 0).sum()))/(1 + draws)
     low, high = np.quantile(drawn, (.025, .975))
-    return dict(difference=gain.sum()/queries.sum(), low=low, high=high, p=min(p, 1.), seeds=gain.shape[0], scenes=gain.shape[1])
+    mean, (n, m) = gain.sum()/queries.sum(), gain.shape
+    return dict(difference=mean, low=low, high=high, p=min(p, 1.), seeds=n, scenes=m)
 
 def family(
     scenes: pd.DataFrame, # of several datasets, as `two_way` takes them
@@ -414,9 +466,12 @@ def family_text(
     said = lambda pair: f"{pair[1].partition(' ')[0]} of {pair[0]}"
     names = [f"{r.dataset}: {said(r.ours)} - {said(r.theirs)}" for r in page.itertuples()]
     wide = max(map(len, names))
-    lines = [f"{name:{wide}s} = {r.difference:+5.1f}   ({r.low:+.1f} to {r.high:+.1f}), p = {r.p_holm:.2g}" for name, r in zip(names, page.itertuples())]
-    counts = "; ".join(f"{r.dataset}: {r.seeds} seeds, {r.scenes} scenes" for r in page.drop_duplicates("dataset").itertuples())
-    return "\n".join([*lines, f"{metric} points, mean of all queries (95 % interval over seeds and scenes), p after Holm over all {len(page)} lines. {counts}"])
+    lines = [f"{name:{wide}s} = {r.difference:+5.1f}   ({r.low:+.1f} to {r.high:+.1f}), p = {r.p_holm:.2g}"
+        for name, r in zip(names, page.itertuples())]
+    first = page.drop_duplicates("dataset").itertuples()
+    counts = "; ".join(f"{r.dataset}: {r.seeds} seeds, {r.scenes} scenes" for r in first)
+    return "\n".join([*lines, f"{metric} points, mean of all queries (95 % interval over seeds and scenes), "
+        f"p after Holm over all {len(page)} lines. {counts}"])
 
 # %% ../../nbs/looking/23_comparison.ipynb #c027
 def collect(
@@ -424,11 +479,15 @@ def collect(
     out, # folder of all cells
 ) -> tuple: # (tidy results of what is done, cells that are not)
     "Gather the results of finished cells and their references."
-    folders = {c: Path(out)/c.folder()/"results.csv" for c in cells}
+    folders = {c: Path(out)/c.folder() for c in cells}
+    missing = [c for c, folder in folders.items() if not (folder/"results.csv").is_file()]
     references = sorted({c.references() for c in cells if not _published(c)}, key=Cell.folder)
     tables = [_read_references(r, out) for r in references if (Path(out)/f"{r.folder()}.csv").is_file()]
-    tables += [read_results(p.with_name(name)).assign(method=c.label()) for c, p in folders.items() for name in (p.name, TRANSFER) if p.is_file() and p.with_name(name).is_file()]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), [c for c, p in folders.items() if not p.is_file()]
+    for c, folder in folders.items():
+        if c in missing: continue
+        there = [folder/name for name in ("results.csv", TRANSFER) if (folder/name).is_file()]
+        tables += [read_results(path).assign(method=c.label()) for path in there]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), missing
 
 def collect_histories(
     cells: list, # of `Cell`
@@ -448,12 +507,17 @@ def differences_text(
     table: pd.DataFrame, # as `compare` gives
 ) -> str: # lines of text
     "The table of a comparison, to be printed."
-    number = lambda half: lambda r: f"{r[0]:{'+' if half else ''}.1f}" + ("" if np.isnan(r[1]) else f" ± {r[1]:.1f}")
-    shown = pd.DataFrame({"dataset": table.dataset, "side": table.side, "method": table.method, table.metric.iloc[0]: table[["mean", "interval"]].apply(tuple, axis=1).map(number(False)),
-        f"minus {table.reference.iloc[0]}": table[["difference", "difference_interval"]].apply(tuple, axis=1).map(number(True)), "p (Holm)": table.p_holm.map(lambda p: "" if np.isnan(p) else f"{p:.3f}"), "seeds": table.seeds})
+    number = lambda sign: lambda r: f"{r[0]:{sign}.1f}" + ("" if np.isnan(r[1]) else f" ± {r[1]:.1f}")
+    means, differences = table[["mean", "interval"]], table[["difference", "difference_interval"]]
+    columns = {"dataset": table.dataset, "side": table.side, "method": table.method,
+        table.metric.iloc[0]: means.apply(tuple, axis=1).map(number("")),
+        f"minus {table.reference.iloc[0]}": differences.apply(tuple, axis=1).map(number("+")),
+        "p (Holm)": table.p_holm.map(lambda p: "" if np.isnan(p) else f"{p:.3f}"), "seeds": table.seeds}
     searched = table.direction.unique()
-    searched = "both directions where there are both" if len(searched) > 1 else "both directions" if searched[0] == "both" else searched[0]
-    return shown.to_string(index=False) + f"\nPercent, {'mean of '*searched.startswith('both')}{searched}, mean ± half of the 95 % t-interval over seeds; differences are paired by seed"
+    if len(searched) > 1: what = "mean of both directions where there are both"
+    else: what = "mean of both directions" if searched[0] == "both" else searched[0]
+    note = f"Percent, {what}, mean ± half of the 95 % t-interval over seeds; differences are paired by seed"
+    return f"{pd.DataFrame(columns).to_string(index=False)}\n{note}"
 
 # %% ../../nbs/looking/23_comparison.ipynb #c028
 def sentence(
@@ -466,11 +530,27 @@ def sentence(
     r = table[(table.dataset == dataset) & (table.method == method) & (table.side == side)]
     if len(r) != 1: raise InputError(f"{len(r)} rows for {dataset}, {method}, {side}")
     r, what = r.iloc[0], {"headline": "headline feature", "v": "observations", "z": "representations"}[side]
-    return f"{dataset}, {what}: {method} - {r.reference} = {r.difference:+.1f} ± {r.difference_interval:.1f} {r.metric} points ({r.seeds} seeds, paired; p = {r.p_holm:.2g} after Holm)"
+    gain = f"{r.difference:+.1f} ± {r.difference_interval:.1f} {r.metric} points"
+    return (f"{dataset}, {what}: {method} - {r.reference} = {gain} "
+        f"({r.seeds} seeds, paired; p = {r.p_holm:.2g} after Holm)")
 
 def cost_text(
     results: pd.DataFrame, # tidy rows with `seconds` of training
 ) -> str: # a line a dataset
     "What a comparison cost."
-    runs = results[results.seconds > 0].drop_duplicates(["dataset", "method", "seed"]).groupby("dataset", sort=False).seconds
-    return "\n".join(f"{name}: {len(s)} runs of {s.mean()/60:.1f} minutes, {s.sum()/60:.0f} in all, one CPU thread each" for name, s in runs)
+    runs = results[results.seconds > 0].drop_duplicates(["dataset", "method", "seed"]).groupby("dataset", sort=False)
+    return "\n".join(f"{name}: {len(s)} runs of {s.mean()/60:.1f} minutes, {s.sum()/60:.0f} in all, one CPU thread each"
+        for name, s in runs.seconds)
+
+def mean_table(
+    results: pd.DataFrame, # tidy rows of several seeds
+    metrics=("mAP",), # those to show
+) -> pd.DataFrame: # a row a method and feature, a column a dataset (and metric, where there are several)
+    "Mean over seeds ± half of the 95 % t-interval, each seed a mean over directions, as text."
+    shown = results[results.metric.isin(metrics)]
+    by_seed = shown.groupby(["method", "feature", "dataset", "metric", "seed"], sort=False).value.mean()
+    text = lambda x: f"{x.mean():.1f}" + (f" ± {half_width(x):.1f}" if len(x) > 1 else "")
+    table = by_seed.groupby(level=[0, 1, 2, 3], sort=False).apply(text).unstack([2, 3], fill_value="")
+    wanted = [(dataset, metric) for dataset in shown.dataset.unique() for metric in metrics]
+    table = table[[column for column in wanted if column in table]]
+    return table if len(metrics) > 1 else table.droplevel("metric", axis=1)
