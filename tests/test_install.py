@@ -15,7 +15,7 @@ def test_wheel_holds_the_package_and_nothing_else(built):
     found = set(wheel.namelist())
     package = {str(p.relative_to(ROOT)) for p in (ROOT/"vdistill").rglob("*") if p.is_file() and "__pycache__" not in p.parts} | {"vdistill/chapters.zip"}
     assert {n for n in found if n.startswith("vdistill/")} == package
-    assert {"vdistill/py.typed", "vdistill/training.py", "vdistill/recipes/csv.yaml"} <= package
+    assert {"vdistill/py.typed", "vdistill/reid/training.py", "vdistill/recipes/csv.yaml"} <= package
     about = {n.partition("/")[2] for n in found - package}
     assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
     assert not [n for n in found if n.endswith(".ipynb") or "test" in n]
@@ -75,12 +75,12 @@ def test_modules_that_need_an_extra_say_so(tmp_path):
 sys.path.insert(0, {str(ROOT)!r})
 for name in ("ipywidgets", "jupyterlab", "umap", "seaborn", "skimage", "mlxtend", "onnx", "onnxscript", "onnxruntime", "pyarrow"): sys.modules[name] = None
 import vdistill
-for module in pkgutil.iter_modules(vdistill.__path__, "vdistill."):
+for module in pkgutil.walk_packages(vdistill.__path__, "vdistill."):
     if module.name == "vdistill.__main__": continue
     try: importlib.import_module(module.name)
     except ImportError as e: print(module.name, "|", e)""")
     said = subprocess.run([sys.executable, "hidden.py"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said == [f"vdistill.{name} | the explorers need ipywidgets: pip install 'vdistill[notebook]'" for name in ("explorers", "widgets")]
+    assert said == [f"vdistill.looking.{name} | the explorers need ipywidgets: pip install 'vdistill[notebook]'" for name in ("explorers", "widgets")]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pins", [[], ["oldest"]], ids=["newest", "oldest"])

@@ -1,23 +1,16 @@
 "The package as people meet it: version, what an import costs, and the walls between the rooms."
-import ast, configparser, json, subprocess, sys
+import ast, configparser, importlib, json, subprocess, sys
 from pathlib import Path
 import pytest
-import vdistill
+import architecture, vdistill
 
 ROOT = Path(__file__).resolve().parent.parent
 
-def imports_of(module):
-    "Modules of this package that a module imports anywhere."
-    tree = ast.parse((ROOT/"vdistill"/f"{module}.py").read_text(encoding="utf-8"))
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom): names.add(("vdistill." if node.level else "") + (node.module or ""))
-        elif isinstance(node, ast.Import): names |= {a.name for a in node.names}
-    return {n.split(".")[1] for n in names if n.startswith("vdistill.") and len(n) > 9}
-
-MODULES = [p.stem for p in (ROOT/"vdistill").glob("[a-z]*.py")]
-THEORY = {"information", "bottlenecks", "distillation", "claims", "bounds", "estimation", "knowledge_distillation"}
-REID = {"data", "archives", "synthetic", "augmentation", "cache", "batches", "pooling", "backbones", "models", "identity_losses", "metric_losses", "retrieval", "protocols", "reranking", "evaluation"}
+LINKS = architecture.graph()
+THEORY = {module for module in LINKS if architecture.room_of(module) == "theory"}
+IMAGES_AND_SCORES = {f"reid.{name}" for floor in ("images", "networks", "scores")
+    for name in architecture.FLOORS["reid"][floor].split()} - {"reid.objective"}
+MAY_USE_THEORY = {"reid.models", "reid.identity_losses"}
 
 def test_version_agrees_with_settings():
     settings = configparser.ConfigParser(delimiters=["="])
@@ -25,20 +18,40 @@ def test_version_agrees_with_settings():
     assert vdistill.__version__ == settings["DEFAULT"]["version"]
 
 def test_theory_knows_nothing_of_images():
-    for module in THEORY: assert imports_of(module) <= THEORY | {"core"}, module
+    for module in THEORY: assert LINKS[module] <= THEORY | {"core"}, module
 
 def test_reid_knows_nothing_of_the_distillation_losses():
-    for module in REID: assert "distillation" not in imports_of(module), module
-    for module in REID - {"models", "identity_losses"}: assert not imports_of(module) & THEORY, module
+    for module in IMAGES_AND_SCORES: assert "distillation" not in LINKS[module], module
+    for module in IMAGES_AND_SCORES - MAY_USE_THEORY: assert not LINKS[module] & THEORY, module
 
-def test_nothing_imports_the_command_line():
-    for module in MODULES: assert "cli" not in imports_of(module), module
+def test_nothing_imports_what_only_people_use():
+    for module, used in LINKS.items():
+        if architecture.room_of(module) != "cli": assert not {m for m in used if m.startswith("cli.")}, module
+        if module != "looking.explorers": assert not used & {"looking.widgets", "looking.explorers"}, module
 
-def test_no_circle():
-    graph = {m: imports_of(m) for m in MODULES}
-    done = set()
-    while ready := {m for m in graph if m not in done and graph[m] - {"synthetic", "archives", "foreign"} <= done | {m}}: done |= ready
-    assert done == set(graph), set(graph) - done
+def test_studies_serve_commands_and_pictures_alone():
+    for module, used in LINKS.items():
+        if architecture.room_of(module) in ("studies", "cli", "looking"): continue
+        assert not {m for m in used if m.startswith("studies.")}, module
+
+def test_no_circle(): assert architecture.circle(LINKS) == []
+
+def test_a_circle_is_found():
+    "What leads into a ring, and out of it, does not belong to it."
+    links = dict(top={"a"}, a={"b"}, b={"a", "low"}, low=set())
+    assert architecture.circle(links) == ["a", "b"] and architecture.circle(links | dict(b={"low"})) == []
+
+def test_rooms_are_entered_from_above():
+    order = list(architecture.ROOMS)
+    upwards = [(a, b) for a, used in LINKS.items() for b in used
+        if order.index(architecture.room_of(b)) < order.index(architecture.room_of(a))]
+    assert upwards == []
+
+def test_each_test_file_lies_in_the_room_of_its_module():
+    rooms = {module.rpartition(".")[2]: module.rpartition(".")[0] for module in LINKS}
+    for path in ROOT.glob("tests/**/test_*.py"):
+        name = path.stem.removeprefix("test_")
+        if name in rooms: assert path.parent.relative_to(ROOT/"tests").as_posix() in (rooms[name], rooms[name] or "."), path
 
 def test_import_loads_nothing_heavy():
     heavy = {"umap", "torchvision", "ipywidgets", "seaborn", "sklearn", "skimage", "numba", "IPython", "fastcore", "nbdev"}
@@ -46,16 +59,30 @@ def test_import_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
-@pytest.mark.parametrize("name", ["distillation:vsd_loss vcd_loss vml_loss released_loss VariationalDistillation", "information:entropy mutual_information kl_divergence js_divergence",
-    "bottlenecks:InformationBottleneck VariationalBottleneck", "bounds:cpc ml_cpc nwj dv js smile tuba alpha_floor ceiling", "estimation:correlated_gaussian estimate_mi", "data:load_dataset", "evaluation:retrieval_scores", "training:TrainConfig Trainer"])
-def test_names_that_others_call(name):
-    module, names = name.split(":")
-    __import__(f"vdistill.{module}")
-    for n in names.split(): assert hasattr(sys.modules[f"vdistill.{module}"], n), n
+@pytest.mark.parametrize("module, names", [
+    ("distillation", "vsd_loss vcd_loss vml_loss released_loss VariationalDistillation"),
+    ("information", "entropy mutual_information kl_divergence js_divergence"),
+    ("bottlenecks", "InformationBottleneck VariationalBottleneck"),
+    ("bounds", "cpc ml_cpc nwj dv js smile tuba alpha_floor ceiling"),
+    ("estimation", "correlated_gaussian estimate_mi"),
+    ("reid.data", "load_dataset"),
+    ("reid.evaluation", "retrieval_scores sysu_scores regdb_scores llcm_scores rerank"),
+    ("reid.training", "TrainConfig Trainer")])
+def test_names_that_others_call(module, names):
+    "From their module, and from the top."
+    found = importlib.import_module(f"vdistill.{module}")
+    for name in names.split(): assert getattr(vdistill, name) is getattr(found, name), name
+
+def test_the_list_of_names():
+    "What `dir()` shows, what type checkers see and what is imported with a star are the same names."
+    tree = ast.parse((ROOT/"vdistill/__init__.py").read_text(encoding="utf-8"))
+    told = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing" for alias in node.names}
+    assert told == set(vdistill.MODULE_OF) == set(vdistill._all_) and told < set(dir(vdistill))
+    with pytest.raises(AttributeError, match="'vdistill' has no attribute 'vsd_los'"): vdistill.vsd_los
 
 def test_no_machine_paths_in_the_project():
     "Stored outputs and texts hold no absolute path of a machine."
-    for path in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("*.md"), *ROOT.glob("vdistill/*.py")]:
+    for path in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("*.md"), *ROOT.glob("vdistill/**/*.py")]:
         if ".ipynb_checkpoints" in path.parts: continue
         text = path.read_text(encoding="utf-8")
         for trace in ("/home/", "/root/", "/work/", "/tmp/"): assert trace not in text, f"{path.name} holds {trace}"

@@ -1,11 +1,24 @@
 "Are the notebooks clean, their outputs those of their code, and are library and README what the notebooks say? Works on a copy and changes nothing."
 import shutil, subprocess, sys, tempfile
 from pathlib import Path
+import nbformat
 from fresh import is_fresh, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
-SOURCES = ("nbs", "vdistill", "tools", "pyproject.toml", "settings.ini", "setup.py", "README.md", "_quarto.yml", "data")
+SOURCES = ("nbs", "vdistill", "tools", "pyproject.toml", "settings.ini", "setup.py", "README.md", "ARCHITECTURE.md", "_quarto.yml", "data")
+
+WIDTH = 120 # of a line of code
+
+def long_lines():
+    "Where a line of a notebook's code cell or of the library is too long; the first line of a module is its chapter's subtitle."
+    for path in notebooks():
+        for cell in nbformat.read(path, 4).cells:
+            lines = cell.source.splitlines() if cell.cell_type == "code" else []
+            yield from (f"{path.name}, cell {cell.id}, line {i}" for i, line in enumerate(lines, 1) if len(line) > WIDTH)
+    for path in sorted((ROOT/"vdistill").rglob("*.py")):
+        lines = [] if path.name == "_modidx.py" else path.read_text("utf-8").splitlines()
+        yield from (f"{path.relative_to(ROOT)}, line {i}" for i, line in enumerate(lines[1:], 2) if len(line) > WIDTH)
 
 def copy(target):
     for name in SOURCES:
@@ -33,5 +46,9 @@ with tempfile.TemporaryDirectory() as folder:
     check(target, "Library in sync with the notebooks", [SCRIPTS/"nbdev-export"], "vdistill/**/*.py", "nbdev-export")
     check(target, "Start page in sync with the sidebar", [sys.executable, "tools/start.py"], "nbs/start.ipynb", "python tools/start.py")
     check(target, "README in sync with index.ipynb", [sys.executable, "tools/readme.py"], "README.md", "python tools/readme.py")
+    check(target, "Picture of the rooms in sync with the library", [sys.executable, "tools/architecture.py"], "*/images/rooms.svg", "python tools/architecture.py")
+    check(target, "ARCHITECTURE.md in sync with the library", [sys.executable, "tools/architecture.py"], "ARCHITECTURE.md", "python tools/architecture.py")
+if long := list(long_lines()): sys.exit(f"Lines of code have at most {WIDTH} characters: not {', '.join(long[:20])}" + (f" and {len(long) - 20} more" if len(long) > 20 else ""))
+print(f"Lines of code have at most {WIDTH} characters: yes")
 if old := [str(path.relative_to(ROOT)) for path in notebooks() if not is_fresh(path)]: sys.exit(f"Outputs are those of the code: not in {', '.join(old)}. Run `make fresh` and commit the result.")
 print("Outputs are those of the code: yes")

@@ -38,7 +38,9 @@ def build(
     call(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder/"dist", source, env=offline)
     return next((folder/"dist").glob("*.tar.gz")), next((folder/"dist").glob("*.whl"))
 
-def modules(wheel): return sorted(name[:-3].replace("/", ".") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vdistill/") and name.endswith(".py") and "__" not in name)
+def modules(wheel):
+    names = [Path(name) for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vdistill/") and name.endswith(".py")]
+    return sorted(".".join(name.with_suffix("").parts) for name in names if "__" not in name.stem and name.stem != "_modidx")
 
 def unpack(
     wheel,

@@ -13,9 +13,8 @@ __all__ = ['PLACES', 'ROOMS', 'MODULE_OF', 'InformationBottleneck', 'Variational
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 # %% ../nbs/00_names.ipynb #c005
+__version__ = "0.1.0" # that of settings.ini
 PLACES = {
     "information": "entropy mutual_information kl_divergence js_divergence",
     "bottlenecks": "InformationBottleneck VariationalBottleneck",
