@@ -6,7 +6,8 @@
 __all__ = ['KEYS', 'OPTIONAL', 'FIXED', 'FROZEN', 'GRIDS', 'HOGS', 'TRANSFER', 'SCENES', 'MACHINE', 'SIDES', 'Cell', 'read_grid',
            'FrozenFeatures', 'frozen_rows', 'frozen_at_hand', 'reference_scores', 'ceiling_rows', 'read_results',
            'run_cell', 'same_dataset', 'run_cells', 'shard', 'headlines', 'holm', 'compare', 'two_way', 'family',
-           'family_text', 'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text', 'mean_table']
+           'family_text', 'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text', 'mean_table',
+           'with_references']
 
 # %% ../../nbs/looking/23_comparison.ipynb #c002
 import dataclasses, itertools, os
@@ -554,3 +555,12 @@ def mean_table(
     wanted = [(dataset, metric) for dataset in shown.dataset.unique() for metric in metrics]
     table = table[[column for column in wanted if column in table]]
     return table if len(metrics) > 1 else table.droplevel("metric", axis=1)
+
+def with_references(
+    results: pd.DataFrame, # tidy rows, of runs that searched other sets too (`home → other`)
+) -> pd.DataFrame: # the same, and rows of the references under these names
+    "What needs no learning finds as much on a set, wherever the others have learned."
+    ours = results[results.feature == "none"]
+    away = [name for name in results.dataset.unique() if " → " in name]
+    there = [ours[ours.dataset == name.partition(" → ")[2]].assign(dataset=name) for name in away]
+    return pd.concat([results, *there], ignore_index=True)
