@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
 from vdistill.reid.archives import fake_regdb
-from vdistill.looking.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, family, family_text, headlines, holm, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way
+from vdistill.looking.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, family, family_text, headlines, holm, mean_table, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way, with_references
 from vdistill.core import InputError
 from vdistill.reid.training import start_run
 
@@ -271,3 +271,27 @@ def test_a_page_is_one_family():
     lines = family_text(page).splitlines()
     assert len(lines) == 5 and lines[3].startswith("two: v of +1 - v of +0") and f"p = {page.p_holm[3]:.2g}" in lines[3] and "two: 4 seeds, 9 scenes" in lines[4]
     with pytest.raises(InputError, match="no scenes"): family(scenes, [(("+5", "z"), ("+0", "v"))])
+
+def rows_of(dataset, method, feature, values, metric="mAP"):
+    "Tidy rows: a value a seed and direction."
+    return [dict(dataset=dataset, method=method, feature=feature, seed=s, direction=d, metric=metric, value=v)
+        for s, both in enumerate(values) for d, v in zip(("infrared→visible", "visible→infrared"), both)]
+
+def test_mean_table():
+    "A seed is a mean over directions; one seed has no interval; an empty place is empty; columns keep their order."
+    rows = pd.DataFrame([*rows_of("b", "full", "v shared", [(80, 90), (84, 94)]), *rows_of("b", "full", "v shared", [(1, 2)], "rank-1"),
+        *rows_of("a", "HOG", "none", [(50, 60)])])
+    table = mean_table(rows)
+    assert list(table) == ["b", "a"] and table.loc[("HOG", "none")].tolist() == ["", "55.0"]
+    mean, half = map(float, table.loc[("full", "v shared"), "b"].split(" ± "))
+    assert mean == 87 and abs(half - 12.706*2) < .06 # t of one degree of freedom; the seeds are 4 apart
+    both = mean_table(rows, ("rank-1", "mAP"))
+    assert list(both) == [("b", "rank-1"), ("b", "mAP"), ("a", "mAP")] and both.loc[("full", "v shared"), ("b", "rank-1")] == "1.5"
+
+def test_references_of_a_searched_set():
+    "Those of the set that is searched, under the name of the transfer; learned rows are not copied."
+    rows = pd.DataFrame([*rows_of("a", "HOG", "none", [(1, 1)]), *rows_of("b", "HOG", "none", [(2, 2)]), *rows_of("b", "full", "v shared", [(3, 3)]),
+        *rows_of("a → b", "full", "v shared", [(4, 4)])])
+    found = with_references(rows)
+    there = found[found.dataset == "a → b"]
+    assert len(found) == len(rows) + 2 and sorted(there.value) == [2, 2, 4, 4] and set(there.method) == {"HOG", "full"}
