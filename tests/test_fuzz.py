@@ -23,17 +23,23 @@ from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 from scipy.io import savemat
 
-from vdistill.reid.archives import Report, doctor, look_llcm, look_regdb, look_sysu, read_ids, read_list, read_permutations
+from vdistill.reid.archives import look_llcm, look_regdb, look_sysu, read_ids, read_list, read_permutations
+from vdistill.reid.doctor import Report, doctor
 from vdistill.reid.backbones import read_weights
 from vdistill.reid.checkpoints import CheckpointError, _sha256, check_checkpoint, load_state, load_weights, read_checksums
-from vdistill.cli.main import parse_settings, read_columns
+from vdistill.cli.base import parse_settings
+from vdistill.cli.measures import read_columns
 from vdistill.looking.comparison import read_grid
 from vdistill.reid.config import TrainConfig, configure, read_recipe
 from vdistill.core import InputError
-from vdistill.reid.data import CSVDataset, PairsDataset, as_size, find_pairs, image_shape, load_dataset, parse_spec, read_boxes, read_image, read_manifest, read_table
+from vdistill.reid.data import load_dataset, parse_spec
+from vdistill.reid.manifests import CSVDataset, read_manifest
+from vdistill.reid.pairs import PairsDataset, find_pairs, read_boxes
+from vdistill.reid.records import as_size, image_shape, read_image
+from vdistill.reid.tables import read_table
 from vdistill.looking.embedding import Embeddings, read_embeddings, write_embeddings
-from vdistill.reid.foreign import read_foreign
-from vdistill.reid.training import read_config
+from vdistill.reid.weights import read_foreign
+from vdistill.reid.runs import read_config
 
 PATIENCE = 60 # seconds for one example
 

@@ -11,8 +11,11 @@ import torch
 from vdistill.looking.comparison import Cell, same_dataset
 from vdistill.reid.config import TrainConfig, configure
 from vdistill.core import InputError, generator, plain
-from vdistill.reid.data import Jitter, Protocol, load_dataset, parse_spec
-from vdistill.reid.training import Trainer, read_config, start_run
+from vdistill.reid.data import load_dataset, parse_spec
+from vdistill.reid.pairs import Jitter
+from vdistill.reid.records import Protocol
+from vdistill.reid.runs import read_config, start_run
+from vdistill.reid.training import Trainer
 
 
 class DotDict(dict): __getattr__ = dict.__getitem__
@@ -89,7 +92,7 @@ def scenes(tmp_path_factory):
 
 
 def test_a_path_is_a_spec(scenes, tmp_path):
-    from vdistill.cli.main import open_for_evaluation
+    from vdistill.cli.base import open_for_evaluation
     from vdistill.reid.foreign import import_run # noqa: F401
     spec, options = Path(f"pairs:{scenes}"), dict(duplicates=None, image_size=(16, 16))
     assert parse_spec(spec) == ("pairs", str(scenes))

@@ -8,7 +8,8 @@ from torch import Tensor
 from vdistill import __version__
 from vdistill.bottlenecks import InformationBottleneck, VariationalBottleneck
 from vdistill.bounds import alpha_floor, ceiling, cpc, dv, js, ml_cpc, nwj, smile, tuba
-from vdistill.reid.data import ReIDDataset, load_dataset
+from vdistill.reid.data import load_dataset
+from vdistill.reid.records import ReIDDataset
 from vdistill.distillation import VariationalDistillation, released_loss, vcd_loss, vml_loss, vsd_loss
 from vdistill.estimation import MIEstimate, Task, correlated_gaussian, estimate_mi
 from vdistill.reid.evaluation import ProtocolScores, RetrievalScores, llcm_scores, regdb_scores, rerank, retrieval_scores, sysu_scores

@@ -13,9 +13,9 @@ ROOMS = {"cli": "the command line", "bench": "how fast", "looking": "pictures, r
     "theory": "bottlenecks, losses, bounds, estimation", "core": "errors, seeds, files: used by every room"}
 # The floors of the largest room.
 FLOORS = {"reid": {
-    "images": "records pairs manifests archives synthetic data doctor cache augmentation batches",
+    "images": "records tables pairs manifests archives synthetic data doctor cache augmentation batches",
     "networks": "pooling backbones models identity_losses metric_losses objective",
-    "runs": "config guard parallel checkpoints weights training foreign",
+    "runs": "config guard parallel checkpoints runs weights training foreign",
     "scores": "retrieval protocols reranking evaluation"}}
 BEGIN, END = "<!-- rooms -->", "<!-- end of rooms -->"
 

@@ -15,7 +15,7 @@ STATE = "application/vnd.jupyter.widget-state+json"
 READERS = {
     "How do I …": ("Seven questions, each answered by a page that runs.", "guides/losses_in_my_trainer.ipynb", "guides/my_own_pairs.ipynb"),
     "Theory": ("What the three losses are, equation by equation, and which claims survive exact systems.", "information/03_distillation.ipynb", "experiments/claims.ipynb"),
-    "Practice on a Re-ID set": ("From a folder of visible and infrared images to a trained network, its scores and its failures.", "cli/30_cli.ipynb", "reid/10b_archives.ipynb", "reid/16_training.ipynb"),
+    "Practice on a Re-ID set": ("From a folder of visible and infrared images to a trained network, its scores and its failures.", "cli/30_cli.ipynb", "reid/10c_archives.ipynb", "reid/16_training.ipynb"),
     "Estimation": ("Mutual information in nats: which numbers are bounds, of what, and when not to believe them.", "information/04_bounds.ipynb", "information/05_estimation.ipynb"),
     "Experiments": ("One question a page, with seeds, intervals and negative results.", "experiments/does_it_help.ipynb", "experiments/can_z_pass_v.ipynb"),
     "Looking up": ("Every picture, every public name, speeds, and what changed.", "looking/20_plots.ipynb", "bench/24_benchmark.ipynb"),

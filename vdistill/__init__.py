@@ -42,7 +42,8 @@ if TYPE_CHECKING: # what an editor and a type checker see; nothing of it is load
     from vdistill.reid.config import TrainConfig, configure
     from vdistill.reid.data import load_dataset
     from vdistill.reid.evaluation import llcm_scores, regdb_scores, rerank, retrieval_scores, sysu_scores
-    from vdistill.reid.training import Trainer, load_run
+    from vdistill.reid.runs import load_run
+    from vdistill.reid.training import Trainer
 
 # %% ../nbs/00_names.ipynb #c008
 _all_ = [ # the same, for `from vdistill import *` and for type checkers

@@ -20,18 +20,23 @@ from .information import kl_divergence
 def _mlp(in_features, out_features, hidden, normalization):
     "Linear - normalisation - ReLU, as often as `hidden` says, and a last Linear."
     kinds = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
-    if normalization not in kinds: raise InputError(f"normalization must be 'batch', 'layer' or 'none', got {normalization!r}")
+    if normalization not in kinds:
+        raise InputError(f"normalization must be 'batch', 'layer' or 'none', got {normalization!r}")
     sizes = [in_features, *hidden, out_features]
     if bad := [n for n in sizes if type(n) is not int or n < 1]:
         raise InputError(f"layer sizes must be whole numbers, 1 or more, got {bad[0]} in {sizes}")
     layers = []
-    for a, b in zip(sizes[:-2], sizes[1:-1]): layers += [nn.Linear(a, b, bias=normalization == "none"), kinds[normalization](b), nn.ReLU()]
+    for a, b in zip(sizes[:-2], sizes[1:-1]):
+        layers += [nn.Linear(a, b, bias=normalization == "none"), kinds[normalization](b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], out_features))
 
 def _check_input(module, v):
-    if v.ndim != 2 or v.shape[1] != module.in_features: raise InputError(f"a bottleneck for {module.in_features} features needs a (B, {module.in_features}) input, got {tuple(v.shape)}")
+    if v.ndim != 2 or v.shape[1] != module.in_features:
+        raise InputError(f"a bottleneck for {module.in_features} features needs a (B, {module.in_features}) input, "
+            f"got {tuple(v.shape)}")
     if module.training and module.batch_normalized and len(v) < 2:
-        raise InputError(f"batch normalisation needs 2 samples or more in training, got {len(v)}: drop the last small batch, call .eval(), or use normalization='layer'")
+        raise InputError(f"batch normalisation needs 2 samples or more in training, got {len(v)}: "
+            "drop the last small batch, call .eval(), or use normalization='layer'")
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c010
 class InformationBottleneck(nn.Module):
@@ -107,7 +112,7 @@ class VariationalBottleneck(nn.Module):
     def encode(self,
         v: Tensor, # `(B, in_features)`
     ) -> tuple[Tensor, Tensor]: # mean and log-variance, each `(B, out_features)`
-        "The parameters of p(z|v); the log-variance is bent softly into (-20, 20), so that its exponential stays finite."
+        "The parameters of p(z|v); the log-variance is bent softly into (-20, 20), so its exponential stays finite."
         _check_input(self, v)
         mean, log_variance = self.layers(v).chunk(2, dim=1)
         return mean, 20 * (log_variance / 20).tanh()
@@ -115,7 +120,7 @@ class VariationalBottleneck(nn.Module):
     def forward(self,
         v: Tensor, # `(B, in_features)`
         generator: torch.Generator|None = None, # the randomness in training
-    ) -> tuple[Tensor, Tensor]: # `(z, kl)`: `(B, out_features)`, a sample in training and the mean in eval; and `(B,)`, nats
+    ) -> tuple[Tensor, Tensor]: # `(z, kl)`: `(B, out_features)`, sampled in training, the mean in eval; `(B,)`, nats
         mean, log_variance = self.encode(v)
         z = sample_gaussian(mean, log_variance, generator) if self.training else mean
         return z, gaussian_kl(mean, log_variance)
@@ -140,7 +145,8 @@ def over_branches(
     shared=(), # two entries, the views of the shared branch
 ) -> Tensor: # scalar
     "Sum over the specific branches, plus the mean over the shared branch's views."
-    if not len(specific) and not len(shared): raise InputError("nothing to regularise: pass specific=[entry, ...] or shared=(entry, entry)")
+    if not len(specific) and not len(shared):
+        raise InputError("nothing to regularise: pass specific=[entry, ...] or shared=(entry, entry)")
     return sum(term(*e) for e in specific) + (sum(term(*e) for e in shared) / len(shared) if len(shared) else 0)
 
 class Regulariser(nn.Module):
@@ -179,7 +185,8 @@ class CEB(Regulariser):
 
     def forward(self, specific=(), shared=(), labels=None) -> dict: # `conditional_rate`, `total`
         centres = [m(labels) for m in self.class_mean]
-        rate = over_branches(lambda m, s, c: gaussian_kl(m - c, s).mean(), [(*e, c) for e, c in zip(specific, centres)], [(*e, centres[-1]) for e in shared])
+        rate = over_branches(lambda m, s, c: gaussian_kl(m - c, s).mean(),
+            [(*e, c) for e, c in zip(specific, centres)], [(*e, centres[-1]) for e in shared])
         return dict(conditional_rate=rate, total=self.beta * rate)
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c036
@@ -188,20 +195,23 @@ def js_information(
 ) -> Tensor: # nats, at most 2 log 2
     "Lower bound of 2 JS[joint ‖ product of marginals] (the f-GAN bound; Hjelm et al. 2019)."
     scores = as_tensor(scores, "scores")
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2: raise InputError(f"scores of all pairs of 2 samples or more are needed, (n, n); got {tuple(scores.shape)}")
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) < 2:
+        raise InputError("scores of all pairs of 2 samples or more are needed, (n, n); "
+            f"got {tuple(scores.shape)}")
     n, pairs = len(scores), scores.diagonal()
     mixed = (F.softplus(scores).sum() - F.softplus(pairs).sum()) / (n * (n - 1))
     return 2 * math.log(2) - F.softplus(-pairs).mean() - mixed
 
 class PairCritic(nn.Module):
-    "T[i, j] = w · relu(A aᵢ + B bⱼ) for all pairs of a batch; the first layer is split, so that no n²-row input is built."
+    "T[i, j] = w · relu(A aᵢ + B bⱼ) for all pairs of a batch; the first layer is split, so no n²-row input is built."
     def __init__(self,
         a_features: int, # of a
         b_features: int, # of b
         hidden: int = 256, # units
     ):
         super().__init__()
-        self.a, self.b, self.out = nn.Linear(a_features, hidden), nn.Linear(b_features, hidden, bias=False), nn.Linear(hidden, 1)
+        self.a, self.b = nn.Linear(a_features, hidden), nn.Linear(b_features, hidden, bias=False)
+        self.out = nn.Linear(hidden, 1)
 
     def forward(self,
         a: Tensor, # `(n, a_features)`
@@ -221,7 +231,7 @@ class _Turned(torch.autograd.Function):
     def backward(ctx, gradient): return -ctx.weight * gradient, None
 
 class EstimatedBottleneck(Regulariser):
-    "β Î(v;z) - Î(z;y), both as Jensen-Shannon bounds by critics (Tian et al. 2021, eqs. 2 and 3, the foil); v is held, so that its encoder feels the price through z."
+    "β Î(v;z) - Î(z;y), both as Jensen-Shannon bounds by critics (Tian et al. 2021, eqs. 2 and 3, the foil)."
     reads = ("v", "z")
     def __init__(self,
         v_features: int, # size of v
@@ -236,10 +246,14 @@ class EstimatedBottleneck(Regulariser):
         self.kept = nn.ModuleList(PairCritic(v_features, z_features, hidden) for _ in range(branches))
         self.told = nn.ModuleList(PairCritic(z_features, classes, hidden) for _ in range(branches))
 
-    def forward(self, specific=(), shared=(), labels=None) -> dict: # `kept` = Î(v;z), `told` = Î(z;y), `total` (its gradient trains the critics too)
+    def forward(self,
+        specific=(), shared=(), labels=None,
+    ) -> dict: # `kept` = Î(v;z), `told` = Î(z;y), `total` (its gradient trains the critics too)
         y = F.one_hot(labels, self.classes).float()
         numbered = [(*e, k) for k, e in enumerate(specific)], [(*e, -1) for e in shared]
-        kept = over_branches(lambda v, z, k: js_information(self.kept[k](v.detach(), _Turned.apply(z, self.beta))), *numbered)
+        # v is held, so that its encoder feels the price through z
+        kept = over_branches(lambda v, z, k: js_information(self.kept[k](v.detach(), _Turned.apply(z, self.beta))),
+            *numbered)
         told = over_branches(lambda v, z, k: js_information(self.told[k](z, y)), *numbered)
         total = self.beta * kept.detach() + (kept.detach() - kept) - told
         return dict(kept=kept, told=told, total=total)
@@ -275,7 +289,7 @@ class MIB(Regulariser):
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c052
 class MutualLearning(Regulariser):
-    "β (KL[P_z2 ‖ P_z1] + KL[P_z1 ‖ P_z2]), each target held fixed (Zhang et al. 2018), on the two views of the shared branch."
+    "β (KL[P_z2 ‖ P_z1] + KL[P_z1 ‖ P_z2]), targets held fixed (Zhang et al. 2018), on the shared branch's two views."
     reads = ("v_logits", "z_logits")
     def __init__(self, beta: float = 1.): super().__init__(beta)
     def forward(self, specific=(), shared=(), labels=None) -> dict: # `dml`, `total`

@@ -24,13 +24,19 @@ def positives_and_negatives(
     negatives: Tensor|None = None, # `(…, n, m - 1)`, with the second form
 ) -> tuple[Tensor, Tensor]: # `(…, n)` and `(…, n, m - 1)`, float32 or better
     "Split scores into positives and the negatives of each."
-    scores, negatives = (as_tensor(scores, "scores"), None) if negatives is None else as_tensors(scores, negatives, name="scores")
     if negatives is None:
-        if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or scores.shape[-1] < 2: raise InputError(f"scores have shape {tuple(scores.shape)}; needed: (n, n) with n >= 2, or (n,) and negatives (n, m - 1)")
+        scores = as_tensor(scores, "scores")
+        if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2] or scores.shape[-1] < 2:
+            raise InputError(f"scores have shape {tuple(scores.shape)}; "
+                "needed: (n, n) with n >= 2, or (n,) and negatives (n, m - 1)")
         n, scores = scores.shape[-1], _precise(scores)
-        rest = scores.flatten(-2)[..., 1:].unflatten(-1, (n - 1, n + 1))[..., :-1] # what lies between one diagonal entry and the next
+        # what lies between one diagonal entry and the next
+        rest = scores.flatten(-2)[..., 1:].unflatten(-1, (n - 1, n + 1))[..., :-1]
         return scores.diagonal(dim1=-2, dim2=-1), rest.reshape(*scores.shape[:-1], n - 1)
-    if negatives.shape[:-1] != scores.shape or 0 in negatives.shape: raise InputError(f"scores {tuple(scores.shape)} and negatives {tuple(negatives.shape)}; needed: (n,) and (n, m - 1), with m >= 2")
+    scores, negatives = as_tensors(scores, negatives, name="scores")
+    if negatives.shape[:-1] != scores.shape or 0 in negatives.shape:
+        raise InputError(f"scores {tuple(scores.shape)} and negatives {tuple(negatives.shape)}; "
+            "needed: (n,) and (n, m - 1), with m >= 2")
     return _precise(scores), _precise(negatives)
 
 def _precise(x):
@@ -55,26 +61,31 @@ def ceiling(
 def shortfall(
     value: float, # nats, of a bound with a ceiling
     ceiling: float, # nats; infinite: of a bound without one
-) -> float: # nats
-    "Nats by which CPC with the best critic lies below the information, at least about: -log(1 - exp(value - ceiling)); that is all where the log ratio is the same for all pairs."
+) -> float: # nats; all of it where the log ratio is the same for all pairs
+    "Nats, at least about, by which CPC with the best critic is below the information: -log(1 - exp(value - ceiling))."
     return -math.log(-math.expm1(value - ceiling)) if value < ceiling else math.inf
 
 def too_few(
     value: float, # nats
     n: int, # pairs in a batch
 ) -> bool:
-    "Whether the negatives that decide a bound are too rare to be in a batch: the variance of their mean, (exp(2 I) - 1) / (n(n - 1)) for Gaussians, is above 1/4."
+    "Whether the negatives that decide a bound are too rare to be in a batch: the variance of their mean is above 1/4."
+    # for Gaussians that variance is (exp(2 I) - 1) / (n(n - 1))
     return math.expm1(min(2*max(value, 0), 700)) > .25*n*(n - 1)
 
 # %% ../nbs/information/04_bounds.ipynb #c012
 class BoundWarning(UserWarning): "A value may exceed the mutual information."
 
-def _weights(alpha, n, m, floor, like, level=3): # log α, log β: two numbers; of a grid two tensors with a dimension in front of those of `like`
+# log α, log β: two numbers; of a grid two tensors with a dimension in front of those of `like`
+def _weights(alpha, n, m, floor, like, level=3):
     single = isinstance(alpha, Real) or (torch.is_tensor(alpha) and not alpha.ndim)
     grid = [float(a) for a in ([alpha] if single else alpha)]
-    if not grid or any(not 0 <= a < m for a in grid): raise InputError(f"alpha={alpha}: must be at least 0 and below m={m}, the number of candidates")
+    if not grid or any(not 0 <= a < m for a in grid):
+        raise InputError(f"alpha={alpha}: must be at least 0 and below m={m}, the number of candidates")
     if min(grid) < floor*(1 - 1e-9):
-        warnings.warn(f"alpha={min(grid):g} is below {floor:.4g}, down to which this is a lower bound with n={n} positives and m={m} candidates: the value may exceed the mutual information", BoundWarning, stacklevel=level)
+        warnings.warn(f"alpha={min(grid):g} is below {floor:.4g}, down to which this is a lower bound with n={n} "
+            f"positives and m={m} candidates: the value may exceed the mutual information",
+            BoundWarning, stacklevel=level)
     logs = [math.log(a) if a else -math.inf for a in grid], [math.log((m - a)/(m - 1)) for a in grid]
     if single: return logs[0][0], logs[1][0]
     return (torch.tensor(x, dtype=like.dtype, device=like.device).reshape(-1, *[1]*like.ndim) for x in logs)
@@ -83,7 +94,7 @@ def cpc(
     scores: Tensor, # `(n, n)`, positives on the diagonal; or `(n,)` positives
     negatives: Tensor|None = None, # `(n, m - 1)`, with the second form
     *,
-    alpha: float|Sequence[float]|Tensor = 1., # weight of the positive, below m; a sequence gives a value for each. Below 1 it warns
+    alpha: float|Sequence[float]|Tensor = 1., # weight of the positive, below m; a sequence: a value each; below 1 warns
 ) -> Tensor: # nats
     "α-CPC (InfoNCE at α = 1): a lower bound for α >= 1, at most log(m/α)."
     f, g = positives_and_negatives(scores, negatives)
@@ -95,7 +106,7 @@ def ml_cpc(
     scores: Tensor, # `(n, n)`, positives on the diagonal; or `(n,)` positives
     negatives: Tensor|None = None, # `(n, m - 1)`, with the second form
     *,
-    alpha: float|Sequence[float]|Tensor = 1., # weight of the positives, below m; a sequence gives a value for each. Below `alpha_floor(n, m)` it warns
+    alpha: float|Sequence[float]|Tensor = 1., # positives' weight, below m, or several; warns below `alpha_floor(n, m)`
 ) -> Tensor: # nats
     "α-ML-CPC (Song and Ermon, 2020): a lower bound for α >= m/(n(m - 1) + 1), at most log(m/α)."
     f, g = positives_and_negatives(scores, negatives)
@@ -111,16 +122,20 @@ def outcomes(
     joint: Tensor, # `(X, Y)` probabilities
     n: int, # positives
     m: int, # candidates of each
-    negatives: str = "batch", # `batch`: the other rows' y (m = n); `fresh`: m - 1 new y, the same for all rows; `per row`: new ones for each
+    negatives: str = "batch", # `batch`: other rows' y (m = n); `fresh`: m - 1 new y for all rows; `per row`: for each
 ) -> tuple: # x `(T, n)`, y `(T, n)`, negatives `(T, n, m - 1)`, probability `(T,)`
     "Every draw of a batch from a discrete distribution."
     joint = as_tensor(joint, "joint")
     schemes = {"batch": 0, "fresh": m - 1, "per row": n*(m - 1)}
     if negatives not in schemes: raise InputError(f"negatives={negatives!r}: can enumerate {', '.join(schemes)}")
     extra = schemes[negatives]
-    if negatives == "batch" and m != n: raise InputError(f"in a batch of n={n} each positive has m={n} candidates, not {m}")
-    if (joint.numel()**n)*joint.shape[1]**extra > 3_000_000: raise InputError(f"n={n}, m={m} on a table of {tuple(joint.shape)} has too many outcomes to enumerate; take fewer")
-    draws = torch.cartesian_prod(*[torch.arange(joint.numel())]*n, *[torch.arange(joint.shape[1])]*extra).reshape(-1, n + extra)
+    if negatives == "batch" and m != n:
+        raise InputError(f"in a batch of n={n} each positive has m={n} candidates, not {m}")
+    if (joint.numel()**n)*joint.shape[1]**extra > 3_000_000:
+        raise InputError(f"n={n}, m={m} on a table of {tuple(joint.shape)} has too many outcomes to enumerate; "
+            "take fewer")
+    draws = torch.cartesian_prod(*[torch.arange(joint.numel())]*n, *[torch.arange(joint.shape[1])]*extra)
+    draws = draws.reshape(-1, n + extra)
     x, y, new = draws[:, :n] // joint.shape[1], draws[:, :n] % joint.shape[1], draws[:, n:]
     p = joint.flatten()[draws[:, :n]].prod(1)*joint.sum(0)[new].prod(1)
     if negatives == "batch": others = torch.stack([y[:, [j for j in range(n) if j != i]] for i in range(n)], 1)
@@ -150,7 +165,8 @@ def largest_violation(
 ) -> float: # nats; positive: no lower bound
     "max over critics of E[bound] - I, exact for each critic, by gradient ascent on its table."
     joint = as_tensor(joint, "joint")
-    log_g = torch.randn(restarts, *joint.shape, generator=generator("critic", seed=seed), dtype=torch.float64).requires_grad_()
+    log_g = torch.randn(restarts, *joint.shape, generator=generator("critic", seed=seed), dtype=torch.float64)
+    log_g.requires_grad_()
     optimizer, best = torch.optim.Adam([log_g], lr=.2), -math.inf
     x, y, others, p = outcomes(joint, n, m, negatives)
     with warnings.catch_warnings():
@@ -186,11 +202,14 @@ def interpolated(
     mix: float = .5, # 0 is TUBA, 1 a CPC with m - 1 candidates
     log_baseline=0., # a(x): `(n,)`, or a number
 ) -> Tensor: # nats
-    "Interpolated bound (Poole et al., 2019), a lower bound; each positive is held against one negative less, so that both sides have as many candidates."
+    "Interpolated bound (Poole et al., 2019), a lower bound."
     f, g = positives_and_negatives(scores, negatives)
     if not 0 <= mix <= 1: raise InputError(f"mix={mix}: must be between 0 and 1")
-    logs, a = (math.log(mix) if mix else -math.inf, math.log1p(-mix) if mix < 1 else -math.inf), torch.as_tensor(log_baseline, dtype=f.dtype, device=f.device)
-    top, low = (torch.logaddexp(logs[0] + _log_mean(x), logs[1] + a) for x in (torch.cat([f[..., None], g[..., 1:]], -1), g))
+    logs = math.log(mix) if mix else -math.inf, math.log1p(-mix) if mix < 1 else -math.inf
+    a = torch.as_tensor(log_baseline, dtype=f.dtype, device=f.device)
+    # each positive is held against one negative less, so that both sides have as many candidates
+    top, low = (torch.logaddexp(logs[0] + _log_mean(x), logs[1] + a)
+        for x in (torch.cat([f[..., None], g[..., 1:]], -1), g))
     return 1 + (f - top).mean(-1) - (_log_mean(g) - low).exp().mean(-1)
 
 # %% ../nbs/information/04_bounds.ipynb #c029
@@ -213,7 +232,9 @@ class MINE(nn.Module):
         f, g = positives_and_negatives(scores, negatives)
         now = _log_mean(g.flatten(-2))
         if self.training:
-            with torch.no_grad(): self.log_mean.copy_(torch.where(self.log_mean.isnan(), now, torch.logaddexp(self.log_mean + math.log1p(-self.rate), now + math.log(self.rate))))
+            with torch.no_grad():
+                moved = torch.logaddexp(self.log_mean + math.log1p(-self.rate), now + math.log(self.rate))
+                self.log_mean.copy_(torch.where(self.log_mean.isnan(), now, moved))
         ratio = (now - self.log_mean).exp()
         return now.detach() - f.mean(-1) + (ratio - ratio.detach())
 
@@ -269,7 +290,9 @@ def optimal_critic(
     log_ratio = _precise(log_ratio)
     if bound in ("cpc", "dv", "mine", "js", "smile"): return log_ratio
     if bound == "nwj": return log_ratio + 1
-    if bound != "ml_cpc" or not 0 < epsilon < 1: raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, or ml_cpc with epsilon = α/m between 0 and 1")
+    if bound != "ml_cpc" or not 0 < epsilon < 1:
+        raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, "
+            "or ml_cpc with epsilon = α/m between 0 and 1")
     return log_ratio - torch.logaddexp(math.log(epsilon) + log_ratio, torch.full_like(log_ratio, math.log1p(-epsilon)))
 
 def skew_kl(
@@ -290,16 +313,19 @@ def log_density_ratio(
     *,
     bound: str = "ml_cpc", # that the critic was trained with; cpc at α = 1 only
     epsilon: float = 0., # α/m, of ml_cpc
-) -> tuple: # log r of the positives `(n,)` and of the negatives `(n, m - 1)`; inf where an ml_cpc critic is at its limit
-    "What a critic says about log p(x,y)/p(x)p(y), with the normalisation that its bound leaves open taken from the sample."
+) -> tuple: # log r of positives `(n,)` and of negatives `(n, m - 1)`; inf where an ml_cpc critic is at its limit
+    "What a critic says of log p(x,y)/p(x)p(y), the normalisation that its bound leaves open taken from the sample."
     f, g = positives_and_negatives(scores, negatives)
     if bound in ("js", "smile"): return f, g # the classifier's logit
     if bound == "nwj": return f - 1, g - 1
     if bound == "cpc": return f - _log_mean(g), g - _log_mean(g)[..., None] # up to a function of x: E_q[r|x] = 1
     if bound in ("dv", "mine"): return f - _log_mean(g.flatten(-2)), g - _log_mean(g.flatten(-2))
-    if bound != "ml_cpc" or not 0 < epsilon < 1: raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, or ml_cpc with epsilon = α/m between 0 and 1")
+    if bound != "ml_cpc" or not 0 < epsilon < 1:
+        raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, "
+            "or ml_cpc with epsilon = α/m between 0 and 1")
     scale = torch.logaddexp(math.log(epsilon) + _log_mean(f), math.log1p(-epsilon) + _log_mean(g.flatten(-2)))
-    return tuple(math.log1p(-epsilon) + x - torch.log1p(-(epsilon*x.exp()).clamp(max=1)) for x in (f - scale, g - scale))
+    return tuple(math.log1p(-epsilon) + x - torch.log1p(-(epsilon*x.exp()).clamp(max=1))
+        for x in (f - scale, g - scale))
 
 # %% ../nbs/information/04_bounds.ipynb #c048
 NEGATIVES = {
@@ -317,9 +343,10 @@ def standing(
     n: int|None = None, # positives; None: as many as the floor of α needs
     m: int|None = None, # candidates of each
     alpha: float = 1., # of cpc and ml_cpc
-) -> str: # `proven`, `only checked`, `no proof` (α is below the floor; at half of it there are counterexamples) or `not a bound`
+) -> str: # `proven`, `only checked`, `no proof` (α below the floor; at half of it are counterexamples) or `not a bound`
     "Is this a lower bound of mutual information, in expectation?"
-    if bound not in LINEAR + CONTRASTIVE + TOO_LARGE: raise InputError(f"no bound {bound!r}: choose one of {', '.join(LINEAR + CONTRASTIVE + TOO_LARGE)}")
+    if bound not in LINEAR + CONTRASTIVE + TOO_LARGE:
+        raise InputError(f"no bound {bound!r}: choose one of {', '.join(LINEAR + CONTRASTIVE + TOO_LARGE)}")
     if negatives not in NEGATIVES: raise InputError(f"no negatives {negatives!r}: choose one of {', '.join(NEGATIVES)}")
     if negatives in ("queue", "bank", "other classes") or bound in TOO_LARGE: return "not a bound"
     if n == 1 and bound == "ml_cpc": bound = "cpc" # the same number
@@ -367,12 +394,16 @@ def ml_cpc_embedded(
     "`ml_cpc` of the scores a · b without ever holding them: memory grows with n + m."
     a, b = as_tensors(a, b, name="embeddings")
     negatives = None if negatives is None else as_tensor(negatives, "negatives", a)
-    if a.shape != b.shape or a.ndim != 2 or (negatives is not None and negatives.shape[1:] != a.shape[1:]): raise InputError(f"a {tuple(a.shape)}, b {tuple(b.shape)}, negatives {None if negatives is None else tuple(negatives.shape)}; needed: (n, d), (n, d), (m - 1, d)")
+    if a.shape != b.shape or a.ndim != 2 or (negatives is not None and negatives.shape[1:] != a.shape[1:]):
+        raise InputError(f"a {tuple(a.shape)}, b {tuple(b.shape)}, "
+            f"negatives {None if negatives is None else tuple(negatives.shape)}; needed: (n, d), (n, d), (m - 1, d)")
     n, m = len(a), len(a) if negatives is None else len(negatives) + 1
-    if m < 2 or tile < 1: raise InputError(f"m={m}, tile={tile}: needed are at least one negative and a tile of at least 1")
+    if m < 2 or tile < 1:
+        raise InputError(f"m={m}, tile={tile}: needed are at least one negative and a tile of at least 1")
     with torch.autocast(a.device.type, enabled=False): # sums of exponentials are float32's business
         a, b = _precise(a), _precise(b)
-        s_minus = _TiledLogSumExp.apply(a, b if negatives is None else _precise(negatives), tile, negatives is None).logsumexp(0)
+        candidates = b if negatives is None else _precise(negatives)
+        s_minus = _TiledLogSumExp.apply(a, candidates, tile, negatives is None).logsumexp(0)
         f = (a*b).sum(1)
         return _ml_cpc(f.mean(), f.logsumexp(0), s_minus, n, m, alpha)
 
@@ -384,7 +415,7 @@ def ml_cpc_pooled(
     alpha: float = 1.,
     group=None, # of processes; default: all
 ) -> Tensor: # nats, the same in every process
-    "`ml_cpc` of all processes' positives and negatives, n and m alike in each; its gradient, averaged over processes, is that of the whole."
+    "`ml_cpc` of all processes' scores, n and m alike in each; its gradient, averaged over processes, is the whole's."
     import torch.distributed as dist
     f, g = positives_and_negatives(scores, negatives)
     size, rank = dist.get_world_size(group), dist.get_rank(group)

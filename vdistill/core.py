@@ -28,11 +28,14 @@ def as_array(
 ) -> np.ndarray: # booleans, whole numbers, floats or strings, in this machine's byte order
     "Values as numpy and torch can compute with them; raises `InputError` for what is neither a number nor a name."
     if isinstance(values, Tensor): return _shown(values.detach().cpu())
-    if isinstance(values, (list, tuple)) and any(isinstance(v, Tensor) for v in values): values = [as_array(v, name) for v in values]
+    if isinstance(values, (list, tuple)) and any(isinstance(v, Tensor) for v in values):
+        values = [as_array(v, name) for v in values]
     if np.ma.is_masked(values): raise InputError(f"{name} holds masked values; take their rows out, or fill them")
     try: array = np.asarray(values)
-    except (ValueError, TypeError): raise InputError(f"{name} has rows of different lengths; needed: numbers, as many in each row") from None
-    if array.dtype.kind == "U" and isinstance(values, (list, tuple)): array = np.array(values, dtype=object) # 1 and "1" are not one name
+    except (ValueError, TypeError):
+        raise InputError(f"{name} has rows of different lengths; needed: numbers, as many in each row") from None
+    if array.dtype.kind == "U" and isinstance(values, (list, tuple)):
+        array = np.array(values, dtype=object) # 1 and "1" are not one name
     if array.dtype.kind == "O": array = _of_objects(array, name)
     if array.dtype.kind == "S": array = np.char.decode(array, "utf-8", "surrogateescape")
     if array.dtype.kind not in "biufU": raise InputError(f"{name} holds {array.dtype}; needed: numbers or names")
@@ -44,7 +47,9 @@ def as_numbers(
 ) -> np.ndarray: # booleans, whole numbers or floats
     "Numbers as numpy computes with them."
     array = as_array(values, name)
-    if array.dtype.kind == "U": raise InputError(f"{name} holds text{f', the first {str(array.flat[0])!r}' if array.size else ''}; needed: numbers")
+    if array.dtype.kind == "U":
+        first = f", the first {str(array.flat[0])!r}" if array.size else ""
+        raise InputError(f"{name} holds text{first}; needed: numbers")
     return array
 
 def _shown(x): return (x.float() if x.dtype == torch.bfloat16 else x).numpy() # which has no bfloat16
@@ -54,12 +59,14 @@ def _of_objects(array, name): # numbers or names that nobody has told numpy of
     except (ValueError, TypeError): plain = array
     if plain.dtype.kind == "U" and not all(isinstance(v, str) for v in array.flat): plain = array
     if plain.dtype.kind in "biufSU" and plain.shape == array.shape: return plain
-    strange = next((v for v in array.flat if not isinstance(v, (str, int, float, np.number))), array.flat[0] if array.size else None)
+    first = array.flat[0] if array.size else None
+    strange = next((v for v in array.flat if not isinstance(v, (str, int, float, np.number))), first)
     raise InputError(f"{name} holds objects such as {strange!r}; needed: numbers, or names alone, as many in each row")
 
 def _native(array): # a type that torch has as well, where numbers fit into one
     if array.dtype.kind == "f" and array.dtype.itemsize > 8: return array.astype(np.float64)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1 and not (array.size and int(array.max()) >= 2**63): return array.astype(np.int64)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1 and not (array.size and int(array.max()) >= 2**63):
+        return array.astype(np.int64)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 def as_tensor(
@@ -69,12 +76,16 @@ def as_tensor(
 ) -> Tensor: # a tensor is returned as it is; an array shares its memory where that may be written to
     "Numbers as a tensor."
     if isinstance(values, Tensor): return values
-    if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values):
+    if (isinstance(values, (list, tuple)) and values
+            and all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values)):
         return torch.stack(list(values)) # with their gradients
     array = as_numbers(values, name)
-    if array.dtype == np.uint64: raise InputError(f"{name} holds numbers of 2⁶³ or more; needed: smaller ones, or floats")
-    if array.dtype == np.float16: array = array.astype(np.float32) # the same numbers, and nothing is computed in half precision
-    tensor = torch.from_numpy(np.require(array, requirements=["C", "A", "W"])) # copied where it is read-only or runs backwards
+    if array.dtype == np.uint64:
+        raise InputError(f"{name} holds numbers of 2⁶³ or more; needed: smaller ones, or floats")
+    if array.dtype == np.float16:
+        array = array.astype(np.float32) # the same numbers, and nothing is computed in half precision
+    # copied where it is read-only or runs backwards
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "A", "W"]))
     return tensor if like is None else tensor.to(like.device)
 
 def as_tensors(
@@ -83,12 +94,13 @@ def as_tensors(
 ) -> tuple: # on the device of the first that is a tensor
     "Numbers that belong together, as tensors."
     given = [v for v in values if isinstance(v, Tensor)]
-    return values if len(given) == len(values) else tuple(as_tensor(v, name, given[0] if given else None) for v in values)
+    if len(given) == len(values): return values
+    return tuple(as_tensor(v, name, given[0] if given else None) for v in values)
 
 # %% ../nbs/00_core.ipynb #val05
 def as_labels(
     *sides, # `(n,)` whole numbers, booleans or names: tensor, array, series or list; None stays None
-    like: Tensor|None = None, # on whose device those are that are no tensors; None: that of a side that is one, else the CPU
+    like: Tensor|None = None, # on whose device those are that are no tensors; None: that of a side which is, or the CPU
     name: str = "labels", # said in errors
 ) -> tuple: # tensors, one a side; names are numbered over all sides
     "Labels as tensors that can be compared with each other."
@@ -97,9 +109,11 @@ def as_labels(
     kinds = {a.dtype.kind == "U" for a in arrays if a is not None}
     if not kinds: return sides
     like = given[0] if like is None and given else like
-    if len(kinds) > 1 or (kinds == {True} and given): raise InputError(f"{name} are numbers on one side and names on the other, which never match; convert one side")
+    if len(kinds) > 1 or (kinds == {True} and given):
+        raise InputError(f"{name} are numbers on one side and names on the other, which never match; convert one side")
     if kinds == {True}:
-        codes, ends = np.unique(np.concatenate([a for a in arrays if a is not None]), return_inverse=True)[1], np.cumsum([0 if a is None else len(a) for a in arrays])
+        codes = np.unique(np.concatenate([a for a in arrays if a is not None]), return_inverse=True)[1]
+        ends = np.cumsum([0 if a is None else len(a) for a in arrays])
         arrays = [None if a is None else codes[end - len(a):end] for a, end in zip(arrays, ends)]
     return tuple(s if a is None else as_tensor(a, name, like) for s, a in zip(sides, arrays))
 
@@ -111,8 +125,11 @@ def as_label_array(
     array = as_array(values, name)
     if array.ndim != 1: raise InputError(f"{name} has shape {array.shape}; needed: one label a row, (n,)")
     if array.dtype.kind == "U": return array
-    if array.dtype.kind == "f" and not (np.isfinite(array) & (array == np.floor(array)) & (np.abs(array) < 2**53)).all(): raise InputError(f"{name} holds numbers that are not whole; labels are whole numbers or names")
-    if array.dtype == np.uint64: raise InputError(f"{name} holds numbers of 2⁶³ or more; labels are whole numbers below that, or names")
+    whole = array.dtype.kind != "f" or (np.isfinite(array) & (array == np.floor(array)) & (np.abs(array) < 2**53)).all()
+    if not whole:
+        raise InputError(f"{name} holds numbers that are not whole; labels are whole numbers or names")
+    if array.dtype == np.uint64:
+        raise InputError(f"{name} holds numbers of 2⁶³ or more; labels are whole numbers below that, or names")
     return array.astype(np.int64)
 
 # %% ../nbs/00_core.ipynb #val08
@@ -121,15 +138,18 @@ class LogitsWarning(UserWarning): "Logits that look like probabilities."
 def warn_of_probabilities(
     *logits, # `(B, C)` tensors
 ):
-    "Warn `LogitsWarning` where logits are probabilities. Tensors on a GPU are not looked at: the loss would have to wait for them."
+    "Warn `LogitsWarning` where logits are probabilities; not on a GPU, where the loss would have to wait for them."
     found = [x for x in logits if _are_probabilities(x)]
     if not found: return
-    why = f"logits of shape {tuple(found[0].shape)} look like probabilities, since no number is below 0 and every row sums to 1"
+    why = (f"logits of shape {tuple(found[0].shape)} look like probabilities, "
+        "since no number is below 0 and every row sums to 1")
     way_out = "the softmax is taken here: pass what came before it, or log-probabilities"
     warnings.warn(f"{why}; {way_out}", LogitsWarning, stacklevel=_caller())
 
 def _are_probabilities(x): # and not all zeros and ones, which somebody may have written by hand
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.ndim != 2 or x.shape[1] < 2 or not len(x): return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu": return False
+    if x.ndim != 2 or x.shape[1] < 2 or not len(x): return False
     try: values = np.from_dlpack(x.data) # where they are, and without an operation
     except Exception: return False # bfloat16, or no values to be seen: inside `torch.func.vmap`
     slack = 1e-2 if x.dtype == torch.float16 else 1e-3
@@ -138,7 +158,8 @@ def _are_probabilities(x): # and not all zeros and ones, which somebody may have
 
 def _caller(): # `stacklevel` of the first frame above that is neither ours nor torch's
     level, frame = 2, sys._getframe(2)
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("vdistill.", "torch.")): level, frame = level + 1, frame.f_back
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("vdistill.", "torch.")):
+        level, frame = level + 1, frame.f_back
     return level
 
 # %% ../nbs/00_core.ipynb #c007

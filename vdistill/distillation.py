@@ -74,14 +74,16 @@ class VariationalDistillation(nn.Module):
         super().__init__()
         self.weights = dict(vsd=vsd, vcd=vcd, vml=vml)
         self.beta, self.temperature, self.detach, self.vcd_teacher = beta, temperature, detach, vcd_teacher
-        if vcd_teacher not in TEACHERS: raise InputError(f"vcd_teacher={vcd_teacher!r}: choose one of {', '.join(TEACHERS)}")
-        if bad := {k: w for k, w in dict(self.weights, beta=beta).items() if not w >= 0}: raise InputError(f"weights must be 0 or positive, got {bad}")
+        if vcd_teacher not in TEACHERS:
+            raise InputError(f"vcd_teacher={vcd_teacher!r}: choose one of {', '.join(TEACHERS)}")
+        if bad := {k: w for k, w in dict(self.weights, beta=beta).items() if not w >= 0}:
+            raise InputError(f"weights must be 0 or positive, got {bad}")
 
     def forward(self,
         specific: Sequence = (), # pairs of logits `(v, z)`, one for each modality-specific branch (or the only branch)
-        shared: Sequence|None = None, # `((v1, z1), (v2, z2))`, the shared branch on two views, row by row the same thing; None: no second view
+        shared: Sequence|None = None, # `((v1, z1), (v2, z2))`, the shared branch, views row-aligned; None: one view
         labels: Tensor|None = None, # `(B,)` class indices, for `vcd_teacher="better"` alone
-    ) -> dict[str, Tensor]: # `vsd`, `vcd`, `vml` unweighted, in nats, 0 where switched off or not given; `total` weighted
+    ) -> dict[str, Tensor]: # `vsd`, `vcd`, `vml` unweighted, nats, 0 where switched off or not given; `total` weighted
         "All terms of one batch."
         pairs = _pairs(specific, shared)
         terms: dict = dict.fromkeys(self.weights, torch.zeros((), device=pairs[0][1].device))
@@ -111,8 +113,11 @@ class VariationalDistillation(nn.Module):
 def _pairs(specific, shared):
     "All (observation, representation) pairs, with the shape of the arguments checked."
     is_pair = lambda p: isinstance(p, (tuple, list)) and len(p) == 2 and all(torch.is_tensor(t) for t in p)
-    if torch.is_tensor(specific) or not all(map(is_pair, specific)): raise InputError("specific is a list of (observation_logits, representation_logits) pairs; for one branch write [(v, z)]")
-    if shared is not None and (torch.is_tensor(shared) or len(shared) != 2 or not all(map(is_pair, shared))): raise InputError("shared is ((v1, z1), (v2, z2)): two pairs of logits, one for each view")
+    if torch.is_tensor(specific) or not all(map(is_pair, specific)):
+        raise InputError("specific is a list of (observation_logits, representation_logits) pairs; "
+            "for one branch write [(v, z)]")
+    if shared is not None and (torch.is_tensor(shared) or len(shared) != 2 or not all(map(is_pair, shared))):
+        raise InputError("shared is ((v1, z1), (v2, z2)): two pairs of logits, one for each view")
     pairs = [*specific, *(shared or ())]
     if not pairs: raise InputError("nothing to distil: pass specific=[(v, z), ...] or shared=((v1, z1), (v2, z2))")
     return pairs
@@ -125,7 +130,8 @@ def similarity_loss(
     detach: bool = True, # observations are teachers only
 ) -> Tensor: # nats
     "Distillation of similarities: the neighbours in the other view that v has, for z."
-    v, z = _cosines(*as_tensors(*observations, name="observations")), _cosines(*as_tensors(*representations, name="representations"))
+    v = _cosines(*as_tensors(*observations, name="observations"))
+    z = _cosines(*as_tensors(*representations, name="representations"))
     return (vsd_loss(v, z, temperature, detach=detach) + vsd_loss(v.mT, z.mT, temperature, detach=detach))/2
 
 def _cosines(one, other): return F.normalize(one, dim=1) @ F.normalize(other, dim=1).mT
@@ -158,7 +164,7 @@ def released_loss(
     return (z * (torch.where(z > 0, log_z, 0) - log_v.exp())).mean() # 0 log 0 is 0
 
 class ReleasedDistillation(nn.Module):
-    "The released code's VSD and VCD terms with its weights, in the calling form of `VariationalDistillation`; it has no VML."
+    "The released code's VSD and VCD with its weights, in the calling form of `VariationalDistillation`; it has no VML."
     reads = ("v_logits", "z_logits")
     def __init__(self,
         beta: float = 2., # the released weight of both

@@ -46,8 +46,12 @@ def correlation_for(
     dim: int,
 ) -> float:
     "ρ of `dim` independent pairs that hold so much information together."
-    if mutual_information < 0 or dim < 1: raise InputError(f"mutual_information={mutual_information}, dim={dim}: needed are at least 0 nats in at least 1 dimension")
-    if mutual_information > 12*dim: raise InputError(f"{mutual_information} nats in {dim} dimensions: float32 cannot tell such pairs from equal ones; take more dimensions")
+    if mutual_information < 0 or dim < 1:
+        raise InputError(f"mutual_information={mutual_information}, dim={dim}: needed are at least 0 nats in "
+            "at least 1 dimension")
+    if mutual_information > 12*dim:
+        raise InputError(f"{mutual_information} nats in {dim} dimensions: float32 cannot tell such pairs from "
+            "equal ones; take more dimensions")
     return math.sqrt(-math.expm1(-2*mutual_information/dim))
 
 def correlated_gaussian(
@@ -72,7 +76,8 @@ def student_t(
     "Multivariate Student-t (Arellano-Valle et al., 2013)."
     from scipy.special import gammaln, psi
     rho = correlation_for(mutual_information, dim)
-    h = lambda d: (dof + d)/2*(psi((dof + d)/2) - psi(dof/2)) - gammaln((dof + d)/2) + gammaln(dof/2) + d/2*math.log(dof*math.pi)
+    h = lambda d: ((dof + d)/2*(psi((dof + d)/2) - psi(dof/2)) - gammaln((dof + d)/2) + gammaln(dof/2)
+        + d/2*math.log(dof*math.pi))
     def draw(n, g):
         x, e = torch.randn(2, n, dim, generator=g)
         rng = np.random.default_rng(torch.randint(2**62, (1,), generator=g).item())
@@ -83,7 +88,10 @@ def student_t(
 # %% ../nbs/information/05_estimation.ipynb #c012
 def asinh(task: Task) -> Task:
     "asinh of every coordinate of y."
-    return task._replace(name=f"asinh of {task.name}", draw=lambda n, g: (lambda x, y: (x, y.asinh()))(*task.draw(n, g)))
+    def draw(n, g):
+        x, y = task.draw(n, g)
+        return x, y.asinh()
+    return task._replace(name=f"asinh of {task.name}", draw=draw)
 
 def spiral(
     task: Task, # x has an even number of coordinates
@@ -92,7 +100,8 @@ def spiral(
     "x wound up: pairs of coordinates turned by an angle proportional to |x|²."
     def draw(n, g):
         x, y = task.draw(n, g)
-        if x.shape[1] % 2: raise InputError(f"{task.name}: x has {x.shape[1]} coordinates; a spiral needs an even number")
+        if x.shape[1] % 2:
+            raise InputError(f"{task.name}: x has {x.shape[1]} coordinates; a spiral needs an even number")
         angle = twist*(x**2).sum(1, keepdim=True)
         a, b = x[:, ::2], x[:, 1::2]
         return torch.cat([a*angle.cos() - b*angle.sin(), a*angle.sin() + b*angle.cos()], 1), y
@@ -121,7 +130,8 @@ def mixture(
     def draw(n, g):
         k = torch.randint(classes, (n,), generator=g)
         return F.one_hot(k, classes).float(), torch.from_numpy(means).float()[k, None] + torch.randn(n, 1, generator=g)
-    return Task(f"mixture of {classes}", draw, float(fine - .5*math.log(2*math.pi*math.e)), abs(float(fine - entropy(10001))) + 1e-12)
+    error = abs(float(fine - entropy(10001))) + 1e-12
+    return Task(f"mixture of {classes}", draw, float(fine - .5*math.log(2*math.pi*math.e)), error)
 
 def discrete(
     joint, # `(X, Y)` probabilities
@@ -156,21 +166,27 @@ class JointCritic(nn.Module):
         super().__init__()
         self.x, self.y = nn.Linear(x_features, hidden), nn.Linear(y_features, hidden, bias=False)
         self.rest = mlp(hidden, 1, hidden, layers - 1)
-    def forward(self, x: Tensor, y: Tensor) -> Tensor: return self.rest((self.x(x)[:, None] + self.y(y)).relu()).squeeze(-1) # `(n, m)`
+    def forward(self, x: Tensor, y: Tensor) -> Tensor: # `(n, m)`
+        return self.rest((self.x(x)[:, None] + self.y(y)).relu()).squeeze(-1)
 
 class BilinearCritic(nn.Module):
     "xᵀ W y + a(x) + b(y), with a and b linear in coordinates and their squares: all that Gaussian pairs need."
     def __init__(self, x_features: int, y_features: int):
         super().__init__()
-        self.weight, self.a, self.b = nn.Parameter(torch.zeros(x_features, y_features)), nn.Linear(2*x_features, 1), nn.Linear(2*y_features, 1)
-    def forward(self, x: Tensor, y: Tensor) -> Tensor: return x @ self.weight @ y.T + self.a(torch.cat([x, x**2], 1)) + self.b(torch.cat([y, y**2], 1)).T # `(n, m)`
+        self.weight = nn.Parameter(torch.zeros(x_features, y_features))
+        self.a, self.b = nn.Linear(2*x_features, 1), nn.Linear(2*y_features, 1)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor: # `(n, m)`
+        return x @ self.weight @ y.T + self.a(torch.cat([x, x**2], 1)) + self.b(torch.cat([y, y**2], 1)).T
 
 class HypersphereCritic(nn.Module):
     "Cosine of a(x) and b(y) over a temperature."
-    def __init__(self, x_features: int, y_features: int, hidden: int = 256, layers: int = 3, embedding: int = 32, temperature: float = .07):
+    def __init__(self, x_features: int, y_features: int, hidden: int = 256, layers: int = 3, embedding: int = 32,
+            temperature: float = .07):
         super().__init__()
-        self.a, self.b, self.temperature = mlp(x_features, embedding, hidden, layers), mlp(y_features, embedding, hidden, layers), temperature
-    def forward(self, x: Tensor, y: Tensor) -> Tensor: return F.normalize(self.a(x), dim=1) @ F.normalize(self.b(y), dim=1).T/self.temperature # `(n, m)`
+        self.a, self.b = mlp(x_features, embedding, hidden, layers), mlp(y_features, embedding, hidden, layers)
+        self.temperature = temperature
+    def forward(self, x: Tensor, y: Tensor) -> Tensor: # `(n, m)`
+        return F.normalize(self.a(x), dim=1) @ F.normalize(self.b(y), dim=1).T/self.temperature
 
 CRITICS = dict(separable=SeparableCritic, joint=JointCritic, bilinear=BilinearCritic, hypersphere=HypersphereCritic)
 
@@ -186,8 +202,11 @@ def objective(
     clip: float = 5., # of smile
 ) -> Objective:
     "The bound of that name, with the loss that trains its critic."
-    known = {name: Objective(f, lambda f=f: lambda s: -f(s)) for name, f in dict(cpc=lambda s: bounds.cpc(s, alpha=alpha), ml_cpc=lambda s: bounds.ml_cpc(s, alpha=alpha), nwj=bounds.nwj, dv=bounds.dv).items()}
-    known |= dict(mine=Objective(bounds.dv, MINE), js=Objective(bounds.js, lambda: bounds.js_loss), smile=Objective(lambda s: bounds.smile(s, clip=clip), lambda: bounds.js_loss))
+    own_loss = dict(cpc=lambda s: bounds.cpc(s, alpha=alpha), ml_cpc=lambda s: bounds.ml_cpc(s, alpha=alpha),
+        nwj=bounds.nwj, dv=bounds.dv)
+    known = {name: Objective(f, lambda f=f: lambda s: -f(s)) for name, f in own_loss.items()}
+    known |= dict(mine=Objective(bounds.dv, MINE), js=Objective(bounds.js, lambda: bounds.js_loss),
+        smile=Objective(lambda s: bounds.smile(s, clip=clip), lambda: bounds.js_loss))
     if bound not in known: raise InputError(f"no bound {bound!r}: choose one of {', '.join(known)}")
     return known[bound]
 
@@ -205,14 +224,19 @@ class MIEstimate:
     alpha: float
     batch: int # n = m
     pairs: tuple # that trained, validated, tested
-    seeds: pd.DataFrame # seed, value, noise, steps (of the critic that is reported), gap (training less validation value there), stopped (`plateau`, `steps`, `diverged`)
+    # steps and gap (training less validation value) of the critic that is reported; stopped: plateau, steps, diverged
+    seeds: pd.DataFrame # seed, value, noise, steps, gap, stopped
     history: pd.DataFrame # seed, step, train, validation: nats
     remarks: list # what should keep one from believing the value
 
     def __str__(self):
         top = f", at most {self.ceiling:.2f}" if math.isfinite(self.ceiling) else ""
-        about = f"± {half_width(self.seeds.value):.3f} over {len(self.seeds)} trainings on the same data" if len(self.seeds) > 1 else "(one training)"
-        lines = [f"{self.value:.3f} nats {about} ({self.bound}" + f", α = {self.alpha:g}"*(self.bound in ("cpc", "ml_cpc")) + f", {self.critic} critic, batches of {self.batch}{top}; {self.pairs[2]} held-out pairs)"]
+        about = "(one training)"
+        if len(self.seeds) > 1:
+            about = f"± {half_width(self.seeds.value):.3f} over {len(self.seeds)} trainings on the same data"
+        weight = f", α = {self.alpha:g}" if self.bound in ("cpc", "ml_cpc") else ""
+        lines = [f"{self.value:.3f} nats {about} ({self.bound}{weight}, {self.critic} critic, "
+            f"batches of {self.batch}{top}; {self.pairs[2]} held-out pairs)"]
         return "\n".join(lines + [f"  careful: {r}" for r in self.remarks])
 
 # %% ../nbs/information/05_estimation.ipynb #c024
@@ -234,7 +258,8 @@ class Plan(NamedTuple):
             raise InputError(f"{name}={value}: must be a whole number, at least {least}")
         if not self.learning_rate > 0: raise InputError(f"learning_rate={self.learning_rate}: must be above 0")
         try: torch.zeros((), device=self.device)
-        except (RuntimeError, AssertionError): raise InputError(f"device={self.device!r} is not there; pass cpu") from None
+        except (RuntimeError, AssertionError):
+            raise InputError(f"device={self.device!r} is not there; pass cpu") from None
         return self
 
 def build_critic(
@@ -246,7 +271,8 @@ def build_critic(
     "A critic by name."
     if critic not in CRITICS: raise InputError(f"no critic {critic!r}: choose one of {', '.join(CRITICS)}")
     known = [name for name in inspect.signature(CRITICS[critic]).parameters if name not in ("x_features", "y_features")]
-    if unknown := [name for name in options if name not in known]: raise InputError(f"a {critic} critic has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"a {critic} critic has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     with seeded("critic", seed=seed): return CRITICS[critic](x_features, y_features, **plain(options))
 
 def estimate_mi(
@@ -254,28 +280,37 @@ def estimate_mi(
     y: ArrayLike|Tensor, # `(N, dy)` or `(N,)`, row by row with x
     bound: str = "ml_cpc", # or cpc, nwj, dv, mine, js, smile
     critic: str = "joint", # or separable (much quicker), bilinear, hypersphere
-    alpha: float|None = None, # of cpc and ml_cpc; default: 1 for cpc, the floor for ml_cpc (in a batch a bound that is checked, not proven)
+    alpha: float|None = None, # cpc, ml_cpc; default for cpc 1, for ml_cpc the floor (in a batch checked, not proven)
     *,
     clip: float = 5., # of smile
     seeds: int|Iterable[int] = (0, 1, 2), # initial weights, batches and splits
-    batch: int = 128, steps: int = 4000, learning_rate: float = 5e-4, check: int = 100, patience: int = 8, device: str = "cpu", # see `Plan`
+    batch: int = 128, steps: int = 4000, learning_rate: float = 5e-4, # see `Plan`
+    check: int = 100, patience: int = 8, device: str = "cpu", # see `Plan`
     progress: bool = False,
     **options, # of the critic: hidden, layers, …
 ) -> MIEstimate: # warns `EstimateWarning` where it should not be believed
     "Mutual information of two columns, by training a critic: held-out value in nats, and its spread over seeds."
     alpha, clip, seeds, batch = plain((alpha, clip, seeds, batch))
-    x, y, plan, seeds = as_columns(x, "x"), as_columns(y, "y"), Plan(batch, steps, learning_rate, check, patience, device).checked(), (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    x, y = as_columns(x, "x"), as_columns(y, "y")
+    plan = Plan(batch, steps, learning_rate, check, patience, device).checked()
+    seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     x, y, repeats = _once(x, y)
     if repeats: batch = min(batch, len(x)//5)
     plan = plan._replace(batch=batch)
-    if len(x) < 5*batch: raise InputError(f"{len(x)} pairs are too few for batches of {batch}: a fifth of them is held out; pass batch={max(len(x)//5, 2)} or less")
+    if len(x) < 5*batch:
+        raise InputError(f"{len(x)} pairs are too few for batches of {batch}: a fifth of them is held out; "
+            f"pass batch={max(len(x)//5, 2)} or less")
     if not seeds: raise InputError("no seeds; pass at least one")
     if alpha is None: alpha = alpha_floor(batch, batch) if bound == "ml_cpc" else 1.
     aim = objective(bound, alpha, clip)
-    runs = [_one_seed(x, y, aim, build_critic(critic, x.shape[1], y.shape[1], seed, **options), plan, seed) for seed in tqdm(seeds, desc="estimate", unit="seed", disable=not progress)]
+    runs = [_one_seed(x, y, aim, build_critic(critic, x.shape[1], y.shape[1], seed, **options), plan, seed)
+        for seed in tqdm(seeds, desc="estimate", unit="seed", disable=not progress)]
     table, history = pd.DataFrame([row for row, _ in runs]), pd.concat([h for _, h in runs], ignore_index=True)
-    estimate = MIEstimate(float(table.value.mean()), float(table.value.std(ddof=1)) if len(table) > 1 else math.nan, float(table.noise.mean()), ceiling(batch, alpha) if bound in ("cpc", "ml_cpc") else math.inf,
-                          bound, critic, float(alpha), batch, tuple(map(len, _split(len(x), seeds[0]))), table, history, [])
+    spread = float(table.value.std(ddof=1)) if len(table) > 1 else math.nan
+    top = ceiling(batch, alpha) if bound in ("cpc", "ml_cpc") else math.inf
+    pairs = tuple(map(len, _split(len(x), seeds[0])))
+    estimate = MIEstimate(float(table.value.mean()), spread, float(table.noise.mean()), top, bound, critic,
+        float(alpha), batch, pairs, table, history, [])
     estimate.remarks = _about_repeats(repeats, len(x), plan) + doubts(estimate)
     for remark in estimate.remarks: warnings.warn(remark, EstimateWarning, stacklevel=2)
     return estimate
@@ -287,7 +322,8 @@ def _once(x, y) -> tuple[Tensor, Tensor, int]: # rows that count, and how many o
 
 def _about_repeats(repeats, rows, plan, least=.01): # a sentence, from 1 % of the rows on
     if repeats < least*(rows + repeats): return []
-    return [f"{repeats} of {rows + repeats} rows repeat an earlier one and are left out, since a critic knows a row again: the sample that counts has {rows} rows, in batches of {plan.batch}"]
+    return [f"{repeats} of {rows + repeats} rows repeat an earlier one and are left out, since a critic knows a row "
+        f"again: the sample that counts has {rows} rows, in batches of {plan.batch}"]
 
 # %% ../nbs/information/05_estimation.ipynb #c025
 def as_columns(
@@ -300,16 +336,23 @@ def as_columns(
     if frame.empty: raise InputError(f"{name}: no values")
     for column, values in frame.items():
         what = f"{name}, column {column}"
-        if values.isna().any(): raise InputError(f"{what}: {values.isna().sum()} missing values; drop those rows or fill them")
-        if pd.api.types.is_complex_dtype(values): raise InputError(f"{what} holds {values.dtype}; turn it into numbers first")
-        if not _is_number(values) and values.nunique() > levels: raise InputError(f"{what} has {values.nunique()} different texts, more than {levels}: it looks like a name or a date, and would be learned by heart")
-    numbers, text = ([values for _, values in frame.items() if _is_number(values) == wanted] for wanted in (True, False))
-    wide = np.column_stack([*map(_differences, numbers), *(pd.get_dummies(values).to_numpy(np.float64) for values in text)])
+        if values.isna().any():
+            raise InputError(f"{what}: {values.isna().sum()} missing values; drop those rows or fill them")
+        if pd.api.types.is_complex_dtype(values):
+            raise InputError(f"{what} holds {values.dtype}; turn it into numbers first")
+        if not _is_number(values) and values.nunique() > levels:
+            raise InputError(f"{what} has {values.nunique()} different texts, more than {levels}: it looks like a name "
+                "or a date, and would be learned by heart")
+    numbers, text = ([values for _, values in frame.items() if _is_number(values) == wanted]
+        for wanted in (True, False))
+    indicators = [pd.get_dummies(values).to_numpy(np.float64) for values in text]
+    wide = np.column_stack([*map(_differences, numbers), *indicators])
     if not np.isfinite(wide).all(): raise InputError(f"{name}: infinite values; needed: finite numbers, a row a pair")
     return torch.from_numpy(_standardised(wide)).float()
 
 def _as_frame(values, name):
-    if isinstance(values, (pd.DataFrame, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)): return pd.DataFrame(values)
+    if isinstance(values, (pd.DataFrame, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
+        return pd.DataFrame(values)
     if torch.is_tensor(values): values = as_array(values)
     try: array = np.asarray(values)
     except ValueError: raise InputError(f"{name} has rows of different lengths; some have missing values") from None
@@ -322,8 +365,10 @@ def _is_number(values): return pd.api.types.is_numeric_dtype(values) or _is_time
 
 def _differences(values): # float64; whole numbers and moments from the smallest on, which is exact
     if not (pd.api.types.is_integer_dtype(values) or _is_time(values)): return values.to_numpy(np.float64)
-    whole = values.astype("int64").to_numpy() if _is_time(values) else values.to_numpy(np.uint64 if pd.api.types.is_unsigned_integer_dtype(values) else np.int64)
-    return (whole.astype(np.uint64) - whole.min(keepdims=True).astype(np.uint64)).astype(np.float64) # below 2⁶⁴, whatever the signs
+    kind = np.uint64 if pd.api.types.is_unsigned_integer_dtype(values) else np.int64
+    whole = values.astype("int64").to_numpy() if _is_time(values) else values.to_numpy(kind)
+    # below 2⁶⁴, whatever the signs
+    return (whole.astype(np.uint64) - whole.min(keepdims=True).astype(np.uint64)).astype(np.float64)
 
 def _standardised(x): # `(N, d)`; columns that are constant up to float64's rounding become 0
     x = np.ldexp(x, -np.frexp(np.abs(x).max(0))[1]) # by powers of two, so that neither sum nor square leaves float64
@@ -336,8 +381,11 @@ def _split(n, seed): # positions to train on, to validate on, to test on: 60, 20
     order = torch.randperm(n, generator=generator("split", seed=seed))
     return order[:n - 2*(n//5)], order[n - 2*(n//5):n - n//5], order[n - n//5:]
 
-def _batches(rows, batch, stream): # without end; each pass takes every row at most once, so that no batch holds a row twice
-    while True: yield from rows[torch.randperm(len(rows), generator=stream).to(rows.device)][:len(rows)//batch*batch].split(batch)
+# without end; each pass takes every row at most once, so that no batch holds a row twice
+def _batches(rows, batch, stream):
+    while True:
+        shuffled = rows[torch.randperm(len(rows), generator=stream).to(rows.device)]
+        yield from shuffled[:len(rows)//batch*batch].split(batch)
 
 def _one_seed(x, y, aim, network, plan, seed): # a row of `MIEstimate.seeds`, and the history
     network, x, y, loss = network.to(plan.device), x.to(plan.device), y.to(plan.device), aim.loss()
@@ -354,14 +402,19 @@ def _one_seed(x, y, aim, network, plan, seed): # a row of `MIEstimate.seeds`, an
         history.append(dict(seed=seed, step=step, train=float(torch.stack(recent).mean()), validation=mean))
         recent = []
         if not math.isfinite(mean): stopped = "diverged"; break
-        if best is None or mean > best["validation"]: best = history[-1] | dict(weights=copy.deepcopy(network.state_dict()))
+        if best is None or mean > best["validation"]:
+            best = history[-1] | dict(weights=copy.deepcopy(network.state_dict()))
         mark, since = (mean, 0) if mean > mark + error else (mark, since + 1)
         if since >= plan.patience: stopped = "plateau"; break
-    if best is None: raise InputError(f"the estimate became {mean} within {step} steps (seed {seed}): take a smaller learning_rate than {plan.learning_rate}, or a bound of less variance (ml_cpc)")
+    if best is None:
+        raise InputError(f"the estimate became {mean} within {step} steps (seed {seed}): take a smaller learning_rate "
+            f"than {plan.learning_rate}, or a bound of less variance (ml_cpc)")
     network.load_state_dict(best["weights"])
     values = held_out(network, x[test], y[test], aim, plan.batch)
     noise = float(values.std()) if len(test) >= 2*plan.batch else math.nan
-    return dict(seed=seed, value=float(values.mean()), noise=noise, steps=best["step"], gap=best["train"] - best["validation"], stopped=stopped), pd.DataFrame(history)
+    row = dict(seed=seed, value=float(values.mean()), noise=noise, steps=best["step"],
+        gap=best["train"] - best["validation"], stopped=stopped)
+    return row, pd.DataFrame(history)
 
 PASSES = 2 # through held-out pairs
 
@@ -396,14 +449,16 @@ def distinct_rows(
     if (times > stacked).any(): kept &= (earlier == 0) | ~_is_copied(rows[earlier == 0], times)[of]
     return torch.from_numpy(np.flatnonzero(kept))
 
-def _is_copied(different, times): # rows of which a value that is no rounded one stands in no other row, but several times in this
+# rows of which a value that is no rounded one stands in no other row, but several times in this
+def _is_copied(different, times):
     discrete = [c for c in different if _is_discrete(different[c].to_numpy())]
     if discrete and len(different.drop_duplicates(discrete)) >= len(different)/2: return np.zeros(len(times), bool)
     alone = [different[c].map(different[c].value_counts()) == 1 for c in different if c not in discrete]
     often = times > max(10*np.median(times), times.sum()/20) # as zeros among other numbers
     return np.any(alone, 0) & ~often
 
-def _is_discrete(values, few=10): # in rows that are all different: few values, or such as come back, or multiples of one step
+# in rows that are all different: few values, or such as come back, or multiples of one step
+def _is_discrete(values, few=10):
     levels = np.unique(values)
     if len(levels) <= few or len(levels) < len(values)/2: return True
     gaps = np.diff(levels)
@@ -416,14 +471,31 @@ def doubts(
 ) -> list: # sentences
     "What should keep one from believing an estimate."
     value, n, table, said = estimate.value, estimate.batch, estimate.seeds, []
-    if (missing := bounds.shortfall(value, estimate.ceiling)) > .25: said.append(f"it is near the ceiling {estimate.ceiling:.2f} of {estimate.bound} with batches of {n}, and at least about {missing:.1f} nats short for it: take larger batches" + ", or ml_cpc"*(estimate.bound == "cpc"))
-    if math.isinf(estimate.ceiling) and bounds.too_few(value, n): said.append(f"at {value:.1f} nats a batch of {n} is too small for {estimate.bound}: the pairs that decide its value are too rare to be in one, and its scatter does not show it; take larger batches, or ml_cpc")
-    if estimate.noise > max(abs(value), .5): said.append(f"one batch of {n} scatters by {estimate.noise:.2f} nats, more than the value: take larger batches or a bound of less variance (ml_cpc)")
-    if value < -max(.02, min(3*half_width(table.value)/2, .1) if len(table) > 1 else .02): said.append("it is below zero, where no information is: the critic failed; take a smaller one, or more pairs")
-    for reason, what in dict(steps="stopped because the steps were over, not because it had settled: pass more steps", diverged="became infinite and was stopped: take a smaller learning rate").items():
+    if (missing := bounds.shortfall(value, estimate.ceiling)) > .25:
+        remedy = "take larger batches, or ml_cpc" if estimate.bound == "cpc" else "take larger batches"
+        said.append(f"it is near the ceiling {estimate.ceiling:.2f} of {estimate.bound} with batches of {n}, "
+            f"and at least about {missing:.1f} nats short for it: {remedy}")
+    if math.isinf(estimate.ceiling) and bounds.too_few(value, n):
+        said.append(f"at {value:.1f} nats a batch of {n} is too small for {estimate.bound}: the pairs that decide its "
+            "value are too rare to be in one, and its scatter does not show it; take larger batches, or ml_cpc")
+    if estimate.noise > max(abs(value), .5):
+        said.append(f"one batch of {n} scatters by {estimate.noise:.2f} nats, more than the value: "
+            "take larger batches or a bound of less variance (ml_cpc)")
+    slack = min(3*half_width(table.value)/2, .1) if len(table) > 1 else .02
+    if value < -max(.02, slack):
+        said.append("it is below zero, where no information is: the critic failed; take a smaller one, or more pairs")
+    reasons = dict(steps="stopped because the steps were over, not because it had settled: pass more steps",
+        diverged="became infinite and was stopped: take a smaller learning rate")
+    for reason, what in reasons.items():
         if count := (table.stopped == reason).sum(): said.append(f"{count} of {len(table)} trainings {what}")
-    if table.gap.mean() > max(.5, .5*abs(value)): said.append(f"the training pairs give {table.gap.mean():.2f} nats more than held-out ones: the critic learns them by heart; more pairs or a smaller critic would help")
-    if (standing := bounds.standing(estimate.bound, "batch", n, n, estimate.alpha)) in ("not a bound", "no proof"): said.append(f"{estimate.bound}" + f" at α = {estimate.alpha:g}"*(estimate.bound in ("cpc", "ml_cpc")) + " is not " + "known to be "*(standing == "no proof") + "a lower bound: the value may be above the truth")
+    if table.gap.mean() > max(.5, .5*abs(value)):
+        said.append(f"the training pairs give {table.gap.mean():.2f} nats more than held-out ones: "
+            "the critic learns them by heart; more pairs or a smaller critic would help")
+    standing = bounds.standing(estimate.bound, "batch", n, n, estimate.alpha)
+    if standing in ("not a bound", "no proof"):
+        weight = f" at α = {estimate.alpha:g}" if estimate.bound in ("cpc", "ml_cpc") else ""
+        known = "known to be " if standing == "no proof" else ""
+        said.append(f"{estimate.bound}{weight} is not {known}a lower bound: the value may be above the truth")
     return said
 
 # %% ../nbs/information/05_estimation.ipynb #c033
@@ -436,11 +508,17 @@ def self_consistency(
     "Independence, data processing and additivity of an estimator, on these data."
     x, y, repeats = _once(as_columns(x, "x"), as_columns(y, "y"))
     batch = plain(options.get("batch", Plan().batch))
-    if len(x) < 10*batch: raise InputError(f"{len(x)} pairs" + " that are no repetitions"*(repeats > 0) + f" are too few for batches of {batch}: one test halves their number; pass batch={max(len(x)//10, 2)} or less")
+    if len(x) < 10*batch:
+        kind = " that are no repetitions" if repeats > 0 else ""
+        raise InputError(f"{len(x)} pairs{kind} are too few for batches of {batch}: one test halves their number; "
+            f"pass batch={max(len(x)//10, 2)} or less")
     half, order = len(x)//2, torch.randperm(len(x), generator=generator("consistency", seed=seed))
-    part = y[:, :max(y.shape[1]//2, 1)] if y.shape[1] > 1 else y + y.std()*torch.randn(y.shape, generator=generator("consistency", "noise", seed=seed))
+    noise = torch.randn(y.shape, generator=generator("consistency", "noise", seed=seed))
+    part = y[:, :max(y.shape[1]//2, 1)] if y.shape[1] > 1 else y + y.std()*noise
     doubled = [torch.cat([v[order[:half]], v[order[half:2*half]]], 1) for v in (x, y)]
-    asked = {"the data": (x, y), "shuffled: nothing": (x, y[order]), ("half of y's columns" if y.shape[1] > 1 else "y with noise") + ": no more": (x, part), "two copies: twice as much": doubled}
+    less = "half of y's columns" if y.shape[1] > 1 else "y with noise"
+    asked = {"the data": (x, y), "shuffled: nothing": (x, y[order]), less + ": no more": (x, part),
+        "two copies: twice as much": doubled}
     rows = []
     for name, pair in tqdm(asked.items(), desc="self-consistency", unit="estimate", disable=not progress):
         with warnings.catch_warnings():
@@ -448,9 +526,13 @@ def self_consistency(
             e = estimate_mi(*pair, **options)
         rows.append(dict(test=name, value=e.value, spread=e.spread))
     base = rows[0]
-    for row, low, high in zip(rows, (-math.inf, 0., -math.inf, 2*base["value"]), (math.inf, 0., base["value"], 2*base["value"])):
-        slack = .05 + .1*abs(base["value"]) + 2*math.hypot(row["spread"], base["spread"]) if math.isfinite(row["spread"]) else .05 + .2*abs(base["value"])
-        row |= dict(expected=low if low == high else high, holds=None if row is base else low - slack <= row["value"] <= high + slack)
+    lows, highs = (-math.inf, 0., -math.inf, 2*base["value"]), (math.inf, 0., base["value"], 2*base["value"])
+    for row, low, high in zip(rows, lows, highs):
+        slack = .05 + .2*abs(base["value"])
+        if math.isfinite(row["spread"]):
+            slack = .05 + .1*abs(base["value"]) + 2*math.hypot(row["spread"], base["spread"])
+        row |= dict(expected=low if low == high else high,
+            holds=None if row is base else low - slack <= row["value"] <= high + slack)
     return pd.DataFrame(rows).replace(math.inf, math.nan)
 
 # %% ../nbs/information/05_estimation.ipynb #c036
@@ -472,10 +554,11 @@ def staircase(
     progress: bool = False,
     **options, # of the critic
 ) -> pd.DataFrame: # step, stage (0, 1, …), mutual_information, value: nats
-    "A critic on Gaussians whose information climbs (Song and Ermon, 2020): the value of every batch before it is learned from."
+    "A critic on Gaussians whose information climbs (Song and Ermon, 2020): a batch's value before it is learned from."
     alpha, stages, steps, batch, dim = plain((alpha, stages, steps, batch, dim))
     plan = Plan(batch, steps, learning_rate, device=device).checked()
-    aim, stream, network, values = objective(bound, alpha), generator("staircase", seed=seed), build_critic(critic, dim, dim, seed, **options).to(device), []
+    aim, stream, values = objective(bound, alpha), generator("staircase", seed=seed), []
+    network = build_critic(critic, dim, dim, seed, **options).to(device)
     optimizer, loss = torch.optim.Adam(network.parameters(), plan.learning_rate), aim.loss()
     if isinstance(loss, nn.Module): loss = loss.to(device)
     bar = tqdm(total=steps*len(stages), desc=f"{bound} {alpha:g}", unit="step", disable=not progress)
@@ -488,7 +571,8 @@ def staircase(
             optimizer.zero_grad(set_to_none=True); loss(scores).backward(); optimizer.step()
             bar.update()
     bar.close()
-    return pd.DataFrame(dict(step=range(1, len(values) + 1), stage=np.repeat(range(len(stages)), steps), mutual_information=np.repeat(stages, steps), value=torch.stack(values).cpu().numpy()))
+    return pd.DataFrame(dict(step=range(1, len(values) + 1), stage=np.repeat(range(len(stages)), steps),
+        mutual_information=np.repeat(stages, steps), value=torch.stack(values).cpu().numpy()))
 
 def plateaus(
     curve: pd.DataFrame, # of `staircase`
@@ -498,5 +582,6 @@ def plateaus(
     rows = []
     for stage, part in curve.groupby("stage"):
         I, v = part.mutual_information.iloc[0], part.value.to_numpy()[-max(1, round(last*len(part))):]
-        rows.append(dict(stage=stage, mutual_information=I, mean=v.mean(), bias=v.mean() - I, sd=v.std(), mse=((v - I)**2).mean()))
+        rows.append(dict(stage=stage, mutual_information=I, mean=v.mean(), bias=v.mean() - I, sd=v.std(),
+            mse=((v - I)**2).mean()))
     return pd.DataFrame(rows)

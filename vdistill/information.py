@@ -25,11 +25,15 @@ class Table:
         names=None, # one name an axis: `"y v z"` or a sequence; None: positions only
     ):
         self.p = _probabilities(p)
-        self.names = tuple(range(self.p.ndim)) if names is None else tuple(names.split() if isinstance(names, str) else names)
-        if len(set(self.names)) != self.p.ndim: raise InputError(f"a table with {self.p.ndim} axes needs {self.p.ndim} different names, got {self.names}")
-        if not bool((self.p >= 0).all()): raise InputError("a probability table has an entry that is negative or not a number")
+        if names is None: names = range(self.p.ndim)
+        self.names = tuple(names.split() if isinstance(names, str) else names)
+        if len(set(self.names)) != self.p.ndim:
+            raise InputError(f"a table with {self.p.ndim} axes needs {self.p.ndim} different names, got {self.names}")
+        if not bool((self.p >= 0).all()):
+            raise InputError("a probability table has an entry that is negative or not a number")
         total = self.p.sum().item()
-        if abs(total - 1) > 1e-6: raise InputError(f"the probabilities sum to {total:.6g}, not to 1: divide the table by its sum")
+        if abs(total - 1) > 1e-6:
+            raise InputError(f"the probabilities sum to {total:.6g}, not to 1: divide the table by its sum")
 
     def axes(self,
         which, # a name, a position, or a sequence of them; None: all axes
@@ -92,8 +96,11 @@ def extend(
     (g,), ndim = table.axes(given), table.p.ndim
     joint, p = table.p, _probabilities(p)
     if torch.is_tensor(joint) != torch.is_tensor(p): joint, p = as_tensors(joint, p)
-    if p.ndim != 2 or p.shape[0] != table.p.shape[g]: raise InputError(f"p({name} | {given}) needs shape ({table.p.shape[g]}, n), got {tuple(p.shape)}")
-    if not np.allclose(p.detach().sum(1) if torch.is_tensor(p) else p.sum(1), 1, atol=1e-6): raise InputError(f"every row of p({name} | {given}) must sum to 1")
+    if p.ndim != 2 or p.shape[0] != table.p.shape[g]:
+        raise InputError(f"p({name} | {given}) needs shape ({table.p.shape[g]}, n), got {tuple(p.shape)}")
+    row_sums = p.detach().sum(1) if torch.is_tensor(p) else p.sum(1)
+    if not np.allclose(row_sums, 1, atol=1e-6):
+        raise InputError(f"every row of p({name} | {given}) must sum to 1")
     shape = [1] * ndim + [p.shape[1]]
     shape[g] = p.shape[0]
     return Table(joint[..., None] * p.reshape(shape), [*table.names, name])
@@ -121,7 +128,8 @@ def entropy(
 def _joint_entropy(table, keep):
     drop = tuple(i for i in range(table.p.ndim) if i not in keep)
     p = table.p.sum(drop) if drop else table.p
-    if torch.is_tensor(p): return -(p*torch.where(p > 0, p, 1).log()).sum() # gradients stay finite where an outcome is impossible
+    # gradients stay finite where an outcome is impossible
+    if torch.is_tensor(p): return -(p*torch.where(p > 0, p, 1).log()).sum()
     return float(-(p * np.log(np.where(p > 0, p, 1))).sum())
 
 # %% ../nbs/information/01_information.ipynb #c019
@@ -134,7 +142,8 @@ def mutual_information(
     "I(a; b | given) of an exact table."
     joint = as_table(joint)
     a, b, c = (set(joint.axes(x)) for x in (a, b, given))
-    return _joint_entropy(joint, a | c) + _joint_entropy(joint, b | c) - _joint_entropy(joint, a | b | c) - _joint_entropy(joint, c)
+    return (_joint_entropy(joint, a | c) + _joint_entropy(joint, b | c)
+        - _joint_entropy(joint, a | b | c) - _joint_entropy(joint, c))
 
 # %% ../nbs/information/01_information.ipynb #c022
 def interaction_information(
@@ -143,10 +152,11 @@ def interaction_information(
     b, # one variable or several
     c, # one variable or several
     given=(), # the variables that are known
-): # nats; negative for synergy
-    "I(a; b; c | given) = I(a; b | given) - I(a; b | c, given): positive where c is what a and b share, negative where it relates them."
+): # I(a; b; c | given), nats; negative for synergy
+    "I(a; b | given) - I(a; b | c, given): positive where c is what a and b share, negative where it relates them."
     table = as_table(table)
-    return mutual_information(table, a, b, given) - mutual_information(table, a, b, {*table.axes(c), *table.axes(given)})
+    unconditional = mutual_information(table, a, b, given)
+    return unconditional - mutual_information(table, a, b, {*table.axes(c), *table.axes(given)})
 
 # %% ../nbs/information/01_information.ipynb #c029
 def relative_entropy(
@@ -155,7 +165,8 @@ def relative_entropy(
 ): # nats, infinite where q is zero and p is not
     "D_KL[p ‖ q] of two exact tables."
     p, q = as_table(p), as_table(q)
-    if p.names != q.names or p.p.shape != q.p.shape: raise InputError(f"two tables over the same variables are needed, got {p} and {q}")
+    if p.names != q.names or p.p.shape != q.p.shape:
+        raise InputError(f"two tables over the same variables are needed, got {p} and {q}")
     if torch.is_tensor(p.p) or torch.is_tensor(q.p):
         a, b = as_tensors(p.p, q.p)
         return (torch.xlogy(a, a) - torch.xlogy(a, b)).sum()
@@ -180,12 +191,14 @@ def information_regions(
 def _log_probabilities(p_logits, q_logits, temperature):
     p_logits, q_logits = as_tensors(p_logits, q_logits, name="logits")
     if p_logits.ndim != 2 or p_logits.shape != q_logits.shape:
-        raise InputError(f"two (B, C) logit tensors of one shape are needed, got {tuple(p_logits.shape)} and {tuple(q_logits.shape)}")
+        raise InputError("two (B, C) logit tensors of one shape are needed, "
+            f"got {tuple(p_logits.shape)} and {tuple(q_logits.shape)}")
     if not (p_logits.is_floating_point() and q_logits.is_floating_point()):
         raise InputError(f"logits must be floating point, got {p_logits.dtype} and {q_logits.dtype}")
     if not temperature > 0: raise InputError(f"temperature must be positive, got {temperature}")
     warn_of_probabilities(p_logits, q_logits)
-    return [F.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, dim=1) for x in (p_logits, q_logits)]
+    return [F.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, dim=1)
+        for x in (p_logits, q_logits)]
 
 def _reduce(values, reduction):
     if reduction == "none": return values
@@ -193,7 +206,9 @@ def _reduce(values, reduction):
     if reduction == "batchmean":
         if len(values) == 0: raise InputError("an empty batch has no mean: skip it, or use reduction='sum'")
         return values.mean()
-    if reduction == "mean": raise InputError("reduction='mean' is refused: in F.kl_div it divides by B*C, which makes the loss C times too small; use 'batchmean'")
+    if reduction == "mean":
+        raise InputError("reduction='mean' is refused: in F.kl_div it divides by B*C, which makes the loss "
+            "C times too small; use 'batchmean'")
     raise InputError(f"reduction must be 'none', 'sum' or 'batchmean', got {reduction!r}")
 
 # %% ../nbs/information/01_information.ipynb #c041
@@ -230,7 +245,7 @@ def js_divergence(
     reduction: str = "batchmean", # `none` gives `(B,)`, `sum`, or `batchmean`
     weight: float = 0.5, # π of p in the mixture, between 0 and 1
 ) -> Tensor: # nats, from 0 to H(weight): log 2 for equal weights
-    "The Jensen–Shannon divergence of two softmax distributions, differentiable in both and symmetric for equal weights."
+    "Jensen–Shannon divergence of two softmax distributions, differentiable in both and symmetric for equal weights."
     if not 0 < weight < 1: raise InputError(f"weight must lie between 0 and 1, got {weight}")
     log_p, log_q = (x.clamp(min=-1e30) for x in _log_probabilities(p_logits, q_logits, temperature)) # no -inf - -inf
     log_a, log_b = math.log(weight), math.log1p(-weight)
@@ -248,7 +263,8 @@ def expected_divergence(
 ): # nats
     "E over (a, b) of D[p(target | a) ‖ p(target | b)], by the functions that the losses use."
     table = as_table(table)
-    weights, log_a, log_b = (as_tensor(x) for x in (_pair(table, a, b), conditional(table, target, a), conditional(table, target, b)))
+    weights, log_a, log_b = (as_tensor(x)
+        for x in (_pair(table, a, b), conditional(table, target, a), conditional(table, target, b)))
     i, j = (weights > 0).nonzero().T
     values = (divergence or kl_divergence)(log_a[i].log(), log_b[j].log(), reduction="none")
     value = weights[i, j] @ values

@@ -38,11 +38,13 @@ class KD(nn.Module):
     def __init__(self, temperature: float = 4.):
         super().__init__()
         self.temperature = temperature
-    def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor: return kd_loss(student.logits, teacher.logits, self.temperature)
+    def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor:
+        return kd_loss(student.logits, teacher.logits, self.temperature)
 
 class VSD(nn.Module):
     "`vsd_loss` read as distillation: the teacher's prediction is the observation's."
-    def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor: return vsd_loss(teacher.logits, student.logits)
+    def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor:
+        return vsd_loss(teacher.logits, student.logits)
 
 # %% ../nbs/information/06_knowledge_distillation.ipynb #c011
 class FitNet(nn.Module):
@@ -50,18 +52,21 @@ class FitNet(nn.Module):
     def __init__(self, student_features: int, teacher_features: int):
         super().__init__()
         self.map = nn.Linear(student_features, teacher_features)
-    def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor: return F.mse_loss(self.map(student.features), teacher.features.detach())
+    def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor:
+        return F.mse_loss(self.map(student.features), teacher.features.detach())
 
 class VID(nn.Module):
-    "-E log q(t|s), q Gaussian with learned means and variances (Ahn et al., 2019): H(T) less a lower bound of I(T; S), in nats."
+    "-E log q(t|s), q Gaussian, learned mean and variance (Ahn et al., 2019): H(T) less a lower bound of I(T; S), nats."
     def __init__(self,
         student_features: int, teacher_features: int,
         hidden: int = 0, # units between the student's features and the mean; 0: a linear map
         least: float = 1e-4, # smallest variance
     ):
         super().__init__()
-        self.mean = nn.Linear(student_features, teacher_features) if not hidden else nn.Sequential(nn.Linear(student_features, hidden), nn.ReLU(), nn.Linear(hidden, teacher_features))
-        self.raw, self.least = nn.Parameter(torch.full((teacher_features,), math.log(math.expm1(1.)))), least # softplus: variance 1
+        self.mean = nn.Linear(student_features, teacher_features) if not hidden else nn.Sequential(
+            nn.Linear(student_features, hidden), nn.ReLU(), nn.Linear(hidden, teacher_features))
+        self.raw = nn.Parameter(torch.full((teacher_features,), math.log(math.expm1(1.)))) # softplus: variance 1
+        self.least = least
 
     def variance(self) -> Tensor: return F.softplus(self.raw) + self.least # `(teacher_features,)`
 
@@ -73,8 +78,11 @@ class VID(nn.Module):
 def _classes(values): # `(N,)`, checked
     try: values = as_tensor(values, "classes").cpu()
     except InputError: values = torch.empty(0)
-    if values.ndim != 1 or not len(values) or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool or values.min() < 0: raise InputError("classes: needed is a whole number from 0 for each training image, `(N,)`")
-    if (values == values[0]).all(): raise InputError("negatives come from other classes; the training images have only one")
+    if (values.ndim != 1 or not len(values) or values.is_floating_point() or values.is_complex()
+            or values.dtype == torch.bool or values.min() < 0):
+        raise InputError("classes: needed is a whole number from 0 for each training image, `(N,)`")
+    if (values == values[0]).all():
+        raise InputError("negatives come from other classes; the training images have only one")
     return values.long()
 
 def cosines(
@@ -113,14 +121,16 @@ class MemoryBank(nn.Module):
         labels = as_tensor(labels, "labels", self.order).long()
         first, count = self.first[labels][:, None], self.counts[labels][:, None]
         others = len(self.order) - count
-        draw = (torch.rand(len(labels), k, generator=rng, device=rng.device if rng else self.order.device).to(self.order.device)*others).long().clamp(max=others - 1)
+        device = rng.device if rng else self.order.device
+        uniform = torch.rand(len(labels), k, generator=rng, device=device).to(self.order.device)
+        draw = (uniform*others).long().clamp(max=others - 1)
         return self.order[torch.where(draw >= first, draw + count, draw)]
 
     def scores(self,
         x: Tensor, # `(B, D)` of unit length
         index: Tensor, # `(B, k)` images
     ) -> Tensor: # `(B, k)` cosines
-        "All N cosines and then the asked ones, or the asked features first: whichever holds fewer numbers a row, N or k D."
+        "All N cosines, then the asked ones, or the asked features first: what holds fewer numbers a row, N or k D."
         if len(self.memory) <= index.shape[1]*self.memory.shape[1]: return cosines(x, self.memory).gather(1, index)
         return (x.float()[:, None]*self.memory[index]).sum(2)
 
@@ -143,7 +153,7 @@ def nce_loss(
     return F.softplus(math.log(noise) - log_p).mean() + F.softplus(log_q - math.log(noise)).sum(1).mean()
 
 class CRD(nn.Module):
-    "Contrastive representation distillation (Tian, Krishnan and Isola, 2020); with `bound`, that bound in place of NCE (ml_cpc: ML-CRD)."
+    "Contrastive representation distillation (Tian et al., 2020); a `bound` takes the place of NCE (ml_cpc: ML-CRD)."
     def __init__(self,
         student_features: int, teacher_features: int,
         classes, # `(N,)` class of each training image, from 0
@@ -157,10 +167,14 @@ class CRD(nn.Module):
     ):
         super().__init__()
         if bound not in ("nce", "cpc", "ml_cpc"): raise InputError(f"bound={bound!r}: choose nce, cpc or ml_cpc")
-        if negatives < 1 or temperature <= 0: raise InputError(f"negatives={negatives}, temperature={temperature}: needed are at least 1 negative and a temperature above 0")
-        self.bound, self.alpha, self.k, self.temperature, self.seed, self.warned = bound, alpha, negatives, temperature, seed, False
+        if negatives < 1 or temperature <= 0:
+            raise InputError(f"negatives={negatives}, temperature={temperature}: needed are at least 1 negative and "
+                "a temperature above 0")
+        self.bound, self.alpha, self.k, self.temperature = bound, alpha, negatives, temperature
+        self.seed, self.warned = seed, False
         self.student, self.teacher = nn.Linear(student_features, embedding), nn.Linear(teacher_features, embedding)
-        self.student_bank, self.teacher_bank = (MemoryBank(classes, embedding, momentum, seed=2*seed + i) for i in (0, 1))
+        self.student_bank, self.teacher_bank = (MemoryBank(classes, embedding, momentum, seed=2*seed + i)
+            for i in (0, 1))
         self.register_buffer("log_z", torch.full((2,), math.nan))
         self.rng = generator("negatives", seed=seed)
 
@@ -168,21 +182,28 @@ class CRD(nn.Module):
     def set_extra_state(self, state): # a stream of another device is left to whoever put it there
         if state["device"] == self.rng.device.type: self.rng.set_state(state["negatives"])
 
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor|None = None, index: Tensor|None = None) -> Tensor: # summed over both directions
-        "Student against the teacher's bank, and teacher against the student's. In training both banks then move; classes are those of the bank."
-        if index is None or len(index) != len(student.features): raise InputError(f"CRD has to know which training images these are: pass index, `({len(student.features)},)` positions in classes")
+    def forward(self,
+        student: Outputs, teacher: Outputs, labels: Tensor|None = None, index: Tensor|None = None,
+    ) -> Tensor: # summed over both directions
+        "Student against teacher's bank, and the reverse. In training both banks then move; classes are the bank's."
+        if index is None or len(index) != len(student.features):
+            raise InputError("CRD has to know which training images these are: "
+                f"pass index, `({len(student.features)},)` positions in classes")
         index, bank = as_tensor(index, "index").to(self.log_z.device).long(), self.teacher_bank
-        s, t = (F.normalize(f(x).float(), dim=1) for f, x in ((self.student, student.features), (self.teacher, teacher.features.detach())))
+        s = F.normalize(self.student(student.features).float(), dim=1)
+        t = F.normalize(self.teacher(teacher.features.detach()).float(), dim=1)
         rng = self.rng if self.training else generator("negatives", "evaluation", seed=self.seed)
         chosen = torch.cat([index[:, None], bank.negatives(bank.classes[index], self.k, rng)], 1)
-        loss = self._one(bank.scores(s, chosen)/self.temperature, 0) + self._one(self.student_bank.scores(t, chosen)/self.temperature, 1)
+        loss = (self._one(bank.scores(s, chosen)/self.temperature, 0)
+            + self._one(self.student_bank.scores(t, chosen)/self.temperature, 1))
         if self.training: self.student_bank.update(s.detach(), index), bank.update(t.detach(), index)
         return loss
 
     def _one(self, scores, way): # `(B, 1 + K)`, positives first
         f, g = scores[:, 0], scores[:, 1:]
         if self.bound != "nce": return -self._value(f, g)
-        images = len(self.teacher_bank.order) # Z is taken from the first batch, without asking the host whether this is it
+        # Z is taken from the first batch, without asking the host whether this is it
+        images = len(self.teacher_bank.order)
         now = scores.detach().flatten().logsumexp(0) - math.log(scores.numel()) + math.log(images)
         with torch.no_grad(): self.log_z[way] = torch.where(self.log_z[way].isnan(), now, self.log_z[way])
         return nce_loss(f - self.log_z[way], g - self.log_z[way], self.k/images)
@@ -190,14 +211,17 @@ class CRD(nn.Module):
     def _value(self, f, g): # of the bound's formula; the warning about small α in words that fit a bank
         bound, floor = (ml_cpc, alpha_floor(len(f), self.k + 1)) if self.bound == "ml_cpc" else (cpc, 1.)
         if self.alpha >= floor*(1 - 1e-9): return bound(f, g, alpha=self.alpha)
-        if not self.warned: warnings.warn(f"alpha={self.alpha:g} is below {floor:.4g}, under which {self.bound} would be no lower bound with fresh negatives of all classes either; out of a bank it never is one: read it as an objective", BoundWarning, stacklevel=4)
+        if not self.warned:
+            warnings.warn(f"alpha={self.alpha:g} is below {floor:.4g}, under which {self.bound} would be no lower "
+                "bound with fresh negatives of all classes either; out of a bank it never is one: "
+                "read it as an objective", BoundWarning, stacklevel=4)
         self.warned = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BoundWarning)
             return bound(f, g, alpha=self.alpha)
 
 class InBatch(nn.Module):
-    "A contrastive bound between the batch's own features, without a bank: the other images are the negatives, of all classes."
+    "A contrastive bound between the batch's own features, no bank: the other images, of all classes, are negatives."
     def __init__(self,
         student_features: int, teacher_features: int,
         bound: str = "ml_cpc", # or `cpc`
@@ -211,7 +235,8 @@ class InBatch(nn.Module):
         self.student, self.teacher = nn.Linear(student_features, embedding), nn.Linear(teacher_features, embedding)
 
     def forward(self, student: Outputs, teacher: Outputs, labels=None, index=None) -> Tensor: # -bound, nats
-        s, t = F.normalize(self.student(student.features).float(), dim=1), F.normalize(self.teacher(teacher.features.detach()).float(), dim=1)
+        s = F.normalize(self.student(student.features).float(), dim=1)
+        t = F.normalize(self.teacher(teacher.features.detach()).float(), dim=1)
         return -(ml_cpc if self.bound == "ml_cpc" else cpc)(cosines(s, t)/self.temperature, alpha=self.alpha)
 
 # %% ../nbs/information/06_knowledge_distillation.ipynb #c027
@@ -234,7 +259,7 @@ def fit(
     loss: nn.Module|None = None, # a distillation loss in the calling form
     weight: float = 1., # of it
     epochs: int = 60,
-    batch: int = 64, # all batches are of this size, or of all images if they are fewer; what is left over sits out an epoch
+    batch: int = 64, # all batches have this size, or that of all images if fewer; what is left over sits out an epoch
     learning_rate: float = 1e-3,
     seed: int = 0, # of the batches
     each=None, # called with (epoch, student) after each epoch
@@ -242,16 +267,22 @@ def fit(
     "Cross-entropy and a distillation loss; Adam with a cosine schedule."
     x, y = as_tensors(x, y, name="inputs and classes")
     y = y if y.is_floating_point() else y.long()
-    if (teacher is None) != (loss is None): raise InputError("a distillation loss needs the teacher's outputs, and they need a loss; pass both or neither")
-    if not len(x) or len(x) != len(y): raise InputError(f"{len(x)} inputs and {len(y)} classes: needed is a class for each of at least one input")
+    if (teacher is None) != (loss is None):
+        raise InputError("a distillation loss needs the teacher's outputs, and they need a loss; pass both or neither")
+    if not len(x) or len(x) != len(y):
+        raise InputError(f"{len(x)} inputs and {len(y)} classes: needed is a class for each of at least one input")
     steps = max(len(x)//batch, 1)
-    optimizer = torch.optim.Adam([*student.parameters(), *(loss.parameters() if loss is not None else ())], learning_rate)
-    schedule, order = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs*steps), generator("student", seed=seed)
+    parameters = [*student.parameters(), *(loss.parameters() if loss is not None else ())]
+    optimizer = torch.optim.Adam(parameters, learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs*steps)
+    order = generator("student", seed=seed)
     for epoch in range(epochs):
         for index in torch.randperm(len(x), generator=order).to(x.device)[:steps*batch].split(batch):
             out = student(x[index])
             total = F.cross_entropy(out.logits, y[index])
-            if loss is not None: total = total + weight*loss(out, Outputs(*(t[index] for t in teacher)), y[index], index)
+            if loss is not None:
+                known = Outputs(*(t[index] for t in teacher))
+                total = total + weight*loss(out, known, y[index], index)
             optimizer.zero_grad(); total.backward(); optimizer.step(); schedule.step()
         if each is not None: each(epoch, student)
     return student

@@ -10,12 +10,13 @@ import torch
 import vdistill.reid.checkpoints as K
 import vdistill.reid.training as T
 from vdistill.reid.checkpoints import CheckpointError, CheckpointWarning, check_checkpoint, load_state, load_weights
-from vdistill.cli.main import forget_lost
+from vdistill.cli.output import forget_lost
 from vdistill.reid.config import configure
 from vdistill.core import InputError, generator
 from vdistill.reid.data import load_dataset
 from vdistill.reid.guard import FolderLock, Interrupted, Signals, Watch, out_of_memory
-from vdistill.reid.training import Trainer, load_run, write_csv
+from vdistill.reid.runs import load_run, write_csv
+from vdistill.reid.training import Trainer
 
 SMALL = dict(epochs=4, validate_every=2, width=4, features=16, z_features=8, hidden=(16,), z_hidden=(8,), grid=(2, 1), identities_per_batch=6, images_per_identity=1, flip=.5, device="cpu", data=dict(identities=(24, 6, 8)))
 ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).resolve().parents[2]))

@@ -6,7 +6,7 @@ from zipfile import ZipFile
 import nbformat
 import pytest
 
-from vdistill.cli.main import lab
+from vdistill.cli import lab
 from vdistill.core import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

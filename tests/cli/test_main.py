@@ -4,7 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from vdistill.cli.main import main, read_columns
+from vdistill.cli.main import main
+from vdistill.cli.measures import read_columns
 from vdistill.core import InputError
 
 SMALL = ["epochs=2", "width=8", "features=32", "z_features=32", "hidden=[32]", "validate_every=1", "identities_per_batch=8"]
@@ -97,7 +98,7 @@ def test_resume(trained):
 
 def test_resume_changes_what_it_may(trained):
     "Settings that leave what is learned as it was are written down; the rest of the configuration stays."
-    from vdistill.reid.training import read_config
+    from vdistill.reid.runs import read_config
     folder, _ = trained
     shutil.copytree(folder/"a run", folder/"my cut")
     before = read_config(folder/"my cut")
@@ -112,7 +113,7 @@ def test_resume_changes_what_it_may(trained):
         assert (folder/"my cut"/"config.yaml").read_text() == kept
 
 def test_commands_that_are_printed_can_be_pasted(trained, capsys):
-    from vdistill.cli.main import _interrupted
+    from vdistill.cli.runs import _interrupted
     folder, _ = trained
     shutil.copytree(folder/"a run", folder/"my runs"/"k")
     (folder/"my runs"/"k"/"results.csv").unlink()
@@ -122,7 +123,7 @@ def test_commands_that_are_printed_can_be_pasted(trained, capsys):
 
 def test_a_dataset_is_its_own_however_it_is_written(tmp_path, scenes, monkeypatch):
     "Its training people are not counted as those of another."
-    from vdistill.cli.main import open_for_evaluation
+    from vdistill.cli.base import open_for_evaluation
     from vdistill.reid.training import configure
     monkeypatch.setenv("HOME", str(scenes.parent))
     monkeypatch.setenv("USERPROFILE", str(scenes.parent))
@@ -275,7 +276,7 @@ def test_show_where_the_environment_names_what_is_not_there(trained, environment
 def test_what_comes_after_a_training_cannot_fail_it(tmp_path, monkeypatch, broken):
     import vdistill.looking.comparison, vdistill.looking.report
     def fail(*args, **options): raise RuntimeError("no ink")
-    monkeypatch.setattr(f"vdistill.{broken}", fail)
+    monkeypatch.setattr(f"vdistill.looking.{broken}", fail)
     done = call(tmp_path, "train", "synthetic", "--out", "run", *sets(*SMALL, *PEOPLE))
     assert done.returncode == 0 and "no ink" in done.stderr and "vdistill show run" in done.stderr, done.stderr
     assert {"full"} <= set(pd.read_csv(tmp_path/"run"/"results.csv").method)

@@ -13,10 +13,11 @@ from vdistill.reid.checkpoints import SeenWarning, check_data, describe_data, im
 from vdistill.looking.comparison import Cell, run_cells
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
-from vdistill.reid.training import Trainer, configure, load_run, move_run, read_config
+from vdistill.reid.runs import load_run, move_run, read_config
+from vdistill.reid.training import Trainer, configure
 
 SMALL = dict(epochs=1, width=8, features=16, z_features=8, hidden=[16], validate_every=1, identities_per_batch=2, images_per_identity=1, grid=[1, 1], device="cpu", backbone="conv", weights=None, attention="none")
-pytestmark = pytest.mark.filterwarnings("ignore::vdistill.reid.data.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::vdistill.reid.records.DataWarning")
 
 
 def write_images(folder, people, looks=2):

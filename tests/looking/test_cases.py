@@ -22,7 +22,8 @@ from vdistill.looking import cases as C
 from vdistill.looking import plots, report
 from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
 from vdistill.core import InputError
-from vdistill.reid.data import DataWarning, load_dataset
+from vdistill.reid.data import load_dataset
+from vdistill.reid.records import DataWarning
 from vdistill.reid.evaluation import official_scores
 from vdistill.reid.models import ReIDNet, TwoStreamNet
 from vdistill.reid.protocols import loop_scores

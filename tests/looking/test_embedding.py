@@ -10,7 +10,8 @@ from vdistill.reid.checkpoints import save_state, save_weights
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 from vdistill.reid.evaluation import extract_features
-from vdistill.reid.training import build_model, configure, load_run, start_run
+from vdistill.reid.runs import build_model, load_run, start_run
+from vdistill.reid.training import configure
 
 PEOPLE = {"data.identities": [6, 2, 3], "data.images_per_camera": 1}
 SMALL = dict(width=8, features=24, z_features=16, hidden=(32,), grid=(4, 4), device="cpu")

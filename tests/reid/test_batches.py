@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from vdistill.reid.batches import IdentitySampler, choose, given_labels, images_by_identity, load_batch, random_flip
 from vdistill.core import InputError, generator
-from vdistill.reid.data import ReIDDataset
+from vdistill.reid.records import ReIDDataset
 
 fuzz = settings(derandomize=True, deadline=None, max_examples=80)
 

@@ -14,12 +14,14 @@ from vdistill.reid.augmentation import Augmentation, Counter, Drawn, exchange_ch
 from vdistill.reid.batches import load_batch
 from vdistill.reid.cache import PixelCache, Pixels, cache_faults, cache_folder, on_device
 from vdistill.core import InputError, generator
-from vdistill.reid.data import DataWarning, load_dataset, uniform
+from vdistill.reid.data import load_dataset
+from vdistill.reid.pairs import uniform
+from vdistill.reid.records import DataWarning
 from vdistill.bench.dispatch import count_operations
 
 ROOT, SIZE = Path(__file__).resolve().parents[2], (16, 8)
 fuzz = settings(derandomize=True, deadline=None, max_examples=60)
-pytestmark = pytest.mark.filterwarnings("ignore::vdistill.reid.data.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::vdistill.reid.records.DataWarning")
 STRONG = Augmentation(flip=.5, pad=3, grey=.3, exchange=.5, erase=.7, fill="noise")
 
 

@@ -11,10 +11,12 @@ from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
 from vdistill.reid.checkpoints import load_state, load_weights
 from vdistill.reid.config import CHOICES, METHODS, TrainConfig, configure, read_recipe
 from vdistill.core import InputError, generator
-from vdistill.reid.data import DataWarning, load_dataset
+from vdistill.reid.data import load_dataset
+from vdistill.reid.records import DataWarning
 from vdistill.reid.models import ReIDNet, TwoStreamNet
 from vdistill.reid.objective import METRICS, MUTUAL, REGULARISERS, objective
-from vdistill.reid.training import Trainer, build_model, build_regulariser, load_run, make_optimizer, rate
+from vdistill.reid.runs import build_model, load_run
+from vdistill.reid.training import Trainer, build_regulariser, make_optimizer, rate
 
 KINDS = ("sysu", "regdb", "llcm")
 SMALL = dict(epochs=2, validate_every=1, identities_per_batch=2, images_per_identity=2, width=4, features=16, z_features=8, hidden=(16,), backbone="conv", attention="none", weights=None, device="cpu") | {"data.image_size": [32, 16]}
@@ -258,7 +260,7 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path):
 
 def test_imported_runs_are_not_resumed(tmp_path):
     from vdistill.reid.checkpoints import save_checkpoint
-    from vdistill.reid.training import start_run
+    from vdistill.reid.runs import start_run
     config = TrainConfig(method="imported", data=dict(identities=(12, 6, 6), image_size=[32, 16]))
     save_checkpoint(start_run(tmp_path/"run", config), build_model(config, 4), dict(best=dict(epoch=-1, feature="v shared", value=-1., scores={})))
     assert "start=" in message(Trainer.resume, tmp_path/"run")

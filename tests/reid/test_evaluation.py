@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from vdistill.core import InputError
-from vdistill.reid.data import Protocol, load_dataset
+from vdistill.reid.data import load_dataset
+from vdistill.reid.records import Protocol
 from vdistill.reid.evaluation import (COLUMNS, DIRECTIONS, ProtocolScores, chance_scores, evaluate, gallery_draws, hog_features, mean_over_draws, official_scores, paired_differences,
                                  pairwise_distances, pixel_features, protocol_text, results_frame, retrieval_scores, run_columns, score_features, summarize)
 

@@ -5,11 +5,14 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from small_sets import message
 
 from vdistill.reid.archives import fake_looks
 from vdistill.reid.cache import decode
 from vdistill.core import InputError
-from vdistill.reid.data import CSVDataset, PairsDataset, check_images, image_shape, read_image
+from vdistill.reid.manifests import CSVDataset
+from vdistill.reid.pairs import PairsDataset
+from vdistill.reid.records import check_images, image_shape, read_image
 
 
 def write_png(path, x, kind): # kind: 0 grey, 2 colour, 4 grey and alpha, 6 colour and alpha
@@ -281,3 +284,37 @@ def test_a_grey_tiff_that_lies_on_its_side(tmp_path, kind, turned):
     for name in ("lies.tif", "lies.png"): Image.fromarray(counts).save(tmp_path / name, exif=exif)
     lies, same = (read_image(tmp_path / name, "L") for name in ("lies.tif", "lies.png"))
     assert np.array_equal(lies, same) and image_shape(tmp_path / "lies.tif") == lies.shape == (40, 24)
+
+
+# ---- of every kind
+
+def test_images_of_other_kinds(tmp_path):
+    grey16 = Image.fromarray(np.linspace(20_000, 21_000, 64 * 64).reshape(64, 64).astype(np.uint16))
+    grey16.save(tmp_path / "deep.png"); Image.new("RGBA", (20, 10), (9, 8, 7, 0)).save(tmp_path / "alpha.png"); Image.new("P", (20, 10)).save(tmp_path / "palette.png")
+    deep = read_image(tmp_path / "deep.png", "L")
+    assert deep.min() == 0 and deep.max() == 255 and abs(deep.mean() - 127.5) < 1
+    assert read_image(tmp_path / "alpha.png").shape == (10, 20, 3) and read_image(tmp_path / "palette.png").shape == (10, 20, 3)
+    assert len(check_images([tmp_path / "deep.png", tmp_path, tmp_path / "gone"])) == 2
+
+
+def test_pixels_that_are_no_number(tmp_path):
+    "A dead pixel of a thermal camera is dark, one out of range bright, and the others keep their contrast."
+    ramp = np.arange(12, dtype=np.float32).reshape(3, 4)
+    odd = ramp.copy(); odd[0, :3] = np.nan, np.inf, -np.inf
+    Image.fromarray(ramp[0:3]).save(tmp_path / "ramp.tif"); Image.fromarray(odd).save(tmp_path / "odd.tif")
+    assert list(read_image(tmp_path / "odd.tif", "L")[0]) == [0, 255, 0, 0]
+    assert (read_image(tmp_path / "odd.tif", "L")[1:] == np.round((ramp[1:] - 3) * 255/8)).all() and read_image(tmp_path / "ramp.tif", "L").max() == 255
+    Image.fromarray(np.full((3, 4), np.nan, np.float32)).save(tmp_path / "none.tif")
+    assert "none.tif: no pixel" in message(read_image, tmp_path / "none.tif")
+
+
+@pytest.mark.parametrize("orientation, turn", [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_images_stand_as_a_viewer_shows_them(tmp_path, orientation, turn):
+    "Cameras write how they were held into the file."
+    x = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(x).save(tmp_path/"x.png", exif=exif)
+    got = read_image(tmp_path/"x.png")
+    np.testing.assert_array_equal(got, np.rot90(x, turn))
+    assert image_shape(tmp_path/"x.png") == got.shape[:2]

@@ -9,7 +9,8 @@ from vdistill.reid import evaluation as E
 from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
 from vdistill.cli.main import main
 from vdistill.core import InputError
-from vdistill.reid.data import DataWarning, load_dataset
+from vdistill.reid.data import load_dataset
+from vdistill.reid.records import DataWarning
 from vdistill.reid.training import Trainer, configure
 
 TREES = dict(sysu=lambda f: fake_sysu(f, people=(4, 2, 3), image_size=(16, 8)), regdb=lambda f: fake_regdb(f, people=12, image_size=(16, 8)), llcm=lambda f: fake_llcm(f, people=(8, 4), image_size=(16, 8)))

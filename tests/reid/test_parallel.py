@@ -11,7 +11,7 @@ from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 import vdistill.reid.parallel as P
 from vdistill.reid.parallel import OwnRows, all_rows, check_share, first_process, gather_features, join_world, launched, meet, own_device, own_part, spread, world
-from vdistill.reid.training import load_run
+from vdistill.reid.runs import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))

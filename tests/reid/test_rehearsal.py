@@ -11,7 +11,7 @@ import torch._dynamo # by itself: torch 2.6 would do so among fake tensors, and 
 import vdistill.reid.batches
 import vdistill.reid.cache
 import vdistill.reid.parallel
-import vdistill.reid.training
+import vdistill.reid.runs
 from vdistill.reid.augmentation import Augmentation, Counter
 from vdistill.reid.batches import Batch, load_batch
 from vdistill.reid.cache import Pixels
@@ -25,7 +25,8 @@ from vdistill.reid.parallel import OwnRows
 from vdistill.reid.retrieval import pairwise_distances
 from vdistill.bench.speed import meta_step
 from vdistill.reid.synthetic import SyntheticDataset
-from vdistill.reid.training import Embedder, build_model, build_regulariser
+from vdistill.reid.runs import Embedder, build_model
+from vdistill.reid.training import build_regulariser
 
 fake_tensors = pytest.importorskip("torch._subclasses.fake_tensor", reason="this torch has no fake tensors") # not public: entered here alone
 VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -207,7 +208,7 @@ def test_batches_are_gathered_on_the_gpu(resident):
 def test_embedding(recipe, monkeypatch):
     "Features leave the GPU once each, at the end, in float32."
     config = configured(recipe)
-    monkeypatch.setattr(vdistill.reid.training, "autocast", bfloat16)
+    monkeypatch.setattr(vdistill.reid.runs, "autocast", bfloat16)
     model = built(build_model, config, CLASSES)
     with rehearsed():
         embed, x, out = Embedder(on_gpu(model), config, GPU), torch.empty(BATCH, 3, *config.data.get("image_size", (64, 32)), dtype=torch.uint8), []
@@ -220,7 +221,7 @@ def test_embedding(recipe, monkeypatch):
 def test_features_of_a_data_set(resident, monkeypatch):
     dataset, _ = resident
     config = configure("synthetic", data=dict(image_size=[16, 8]))
-    monkeypatch.setattr(vdistill.reid.training, "autocast", bfloat16)
+    monkeypatch.setattr(vdistill.reid.runs, "autocast", bfloat16)
     model = built(build_model, config, CLASSES)
     with rehearsed():
         features = extract_features(dataset, Embedder(on_gpu(model), config, GPU), dataset.indices("test"), 0, batch_size=16)

@@ -2,7 +2,8 @@
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from vdistill.core import InputError
-from vdistill.reid.data import MODALITIES, load_dataset
+from vdistill.reid.data import load_dataset
+from vdistill.reid.records import MODALITIES
 from vdistill.reid.evaluation import retrieval_scores
 from vdistill.reid.synthetic import (BODY, CAMERAS, FACTOR_GROUPS, LEVELS, MATERIALS, PALETTES, SyntheticDataset, _columns, _layers,
                                 factor_matcher_distances, render, sample_captures, sample_identities)

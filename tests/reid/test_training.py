@@ -20,7 +20,8 @@ from vdistill.distillation import VariationalDistillation
 from vdistill.reid.evaluation import COLUMNS, DIRECTIONS
 from vdistill.reid.models import Prediction, Predictions
 from vdistill.reid.config import METHODS, missing_weights, read_recipe
-from vdistill.reid.training import REGULARISERS, Embedder, TrainConfig, Trainer, autocast, build_model, configure, load_run, make_optimizer, objective, pick_device, rate, read_config
+from vdistill.reid.runs import Embedder, autocast, build_model, load_run, pick_device, read_config
+from vdistill.reid.training import REGULARISERS, TrainConfig, Trainer, configure, make_optimizer, objective, rate
 
 SMALL = dict(width=8, features=24, z_features=16, hidden=(32,), grid=(2, 1), epochs=5, identities_per_batch=8, images_per_identity=1, validate_every=2, device="cpu")
 TINY = SMALL | dict(data=dict(identities=(24, 8, 12)))

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../../nbs/bench/24b_dispatch.ipynb #c007
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "equal", "allclose", "bincount", "is_nonzero", "_linalg_check_errors"}
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive",
+         "unique_dim_consecutive", "equal", "allclose", "bincount", "is_nonzero", "_linalg_check_errors"}
 HOST_CALLS = {torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__}
 
 class Counts(NamedTuple):
@@ -29,16 +30,20 @@ class _Operations(TorchDispatchMode):
         self.names, self.waits = Counter(), Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
         self.names[name] += 1
-        if name in WAITS or _mask_index(name, args) or _copy_to_host(name, args, kwargs or {}) or (name == "repeat_interleave" and not (kwargs or {}).get("output_size")): self.waits[name] += 1
-        return func(*args, **(kwargs or {}))
+        unsized = name == "repeat_interleave" and not kwargs.get("output_size")
+        if name in WAITS or unsized or _mask_index(name, args) or _copy_to_host(name, args, kwargs):
+            self.waits[name] += 1
+        return func(*args, **kwargs)
 
 def _mask_index(name, args): # x[mask], x[mask] = y
-    return name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    if name not in ("index", "index_put", "index_put_", "_index_put_impl_"): return False
+    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 def _copy_to_host(name, args, kwargs): # from a device that works by itself
-    if name == "_to_copy": return args[0].device.type != "cpu" and torch.device(kwargs.get("device") or args[0].device).type == "cpu"
+    if name == "_to_copy":
+        return args[0].device.type != "cpu" and torch.device(kwargs.get("device") or args[0].device).type == "cpu"
     return name == "copy_" and args[0].device.type == "cpu" and args[1].device.type != "cpu"
 
 class _HostCalls(TorchFunctionMode):
@@ -47,9 +52,11 @@ class _HostCalls(TorchFunctionMode):
         self.waits = waits
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        to_host = func in HOST_CALLS or (func is torch.Tensor.to and any(isinstance(a, (str, torch.device)) and str(a) == "cpu" for a in (*args[1:], (kwargs or {}).get("device"))))
+        kwargs = kwargs or {}
+        places = (*args[1:], kwargs.get("device")) if func is torch.Tensor.to else ()
+        to_host = func in HOST_CALLS or any(isinstance(a, (str, torch.device)) and str(a) == "cpu" for a in places)
         if to_host and args[0].device.type == "cpu": self.waits[func.__name__] += 1
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 # %% ../../nbs/bench/24b_dispatch.ipynb #c008
 def count_operations(

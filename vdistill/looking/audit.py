@@ -24,10 +24,14 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from ..reid.checkpoints import seen_words
 from ..core import InputError, as_array, as_label_array, as_numbers, generator
-from ..reid.data import MODALITIES, load_dataset, uniform, view_parameters
+from ..reid.data import load_dataset
+from ..reid.pairs import uniform, view_parameters
+from ..reid.records import MODALITIES
 from ..reid.evaluation import extract_features, run_columns
 from .plots import COLOURS, embed_2d, in_house_style, new_axes, new_figure, scatter_modalities
-from ..reid.training import load_run, open_own, read_config, write_csv
+from .report import save_figure
+from ..reid.synthetic import FACTOR_GROUPS, SyntheticDataset
+from ..reid.runs import load_run, open_own, read_config, write_csv
 
 # %% ../../nbs/looking/21_audit.ipynb #c006
 class Estimate(NamedTuple):
@@ -85,7 +89,10 @@ def as_factor(
     period: float|None = None, # of a circular factor: 360 for degrees
 ) -> "Factor":
     "What a probe is asked for."
-    values = pd.Series(values.to_numpy() if isinstance(values, pd.Series) else as_array(values, "factor") if torch.is_tensor(values) else _in_this_order(np.asarray(values)))
+    if isinstance(values, pd.Series): values = values.to_numpy()
+    elif torch.is_tensor(values): values = as_array(values, "factor")
+    else: values = _in_this_order(np.asarray(values))
+    values = pd.Series(values)
     if not pd.api.types.is_float_dtype(values.dtype): return Factor(pd.factorize(values, sort=True)[0].astype(np.int64))
     values = values.to_numpy(np.float64)
     known = np.isfinite(values)
@@ -98,7 +105,8 @@ def as_factor(
     return Factor(labels, x[:, None] if period is None else np.stack([np.cos(angle), np.sin(angle)], 1))
 
 def _in_this_order(array): # pandas computes with floats of 8 bytes at most, in the machine's byte order
-    return array.astype(np.float64) if array.dtype.kind == "f" else array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind == "f": return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 # %% ../../nbs/looking/21_audit.ipynb #c014
 class Split(NamedTuple):
@@ -114,9 +122,12 @@ def group_splits(
 ) -> list: # of `Split`
     "Cross-validation that has never seen the tested groups."
     names, groups = np.unique(as_array(groups, "groups"), return_inverse=True)
-    if len(names) < folds + 1: raise InputError(f"{len(names)} groups are too few for {folds} folds: pass fewer folds or more identities")
+    if len(names) < folds + 1:
+        raise InputError(f"{len(names)} groups are too few for {folds} folds: pass fewer folds or more identities")
     groups = np.random.default_rng(seed).permutation(len(names))[groups] # the folds follow the order of groups
-    return [_inner(train, test, GroupShuffleSplit(1, test_size=.25, random_state=seed).split(train, groups=groups[train])) for train, test in GroupKFold(folds).split(groups, groups=groups)]
+    inner = GroupShuffleSplit(1, test_size=.25, random_state=seed)
+    return [_inner(train, test, inner.split(train, groups=groups[train]))
+        for train, test in GroupKFold(folds).split(groups, groups=groups)]
 
 def image_splits(
     labels, # `(n,)` classes; each is on all sides
@@ -126,9 +137,12 @@ def image_splits(
     "Cross-validation over other images of the same classes."
     labels = as_array(labels, "labels")
     fewest = np.unique(labels, return_counts=True)[1].min()
-    if fewest < 4: raise InputError(f"a class has only {fewest} images; at least 4 are needed, two to learn from, one to choose by and one to test")
+    if fewest < 4:
+        raise InputError(f"a class has only {fewest} images; at least 4 are needed, "
+            "two to learn from, one to choose by and one to test")
     outer = StratifiedKFold(min(folds, fewest), shuffle=True, random_state=seed)
-    return [_inner(train, test, StratifiedKFold(3, shuffle=True, random_state=seed).split(train, labels[train])) for train, test in outer.split(labels, labels)]
+    inner = StratifiedKFold(3, shuffle=True, random_state=seed)
+    return [_inner(train, test, inner.split(train, labels[train])) for train, test in outer.split(labels, labels)]
 
 def _inner(train, test, parts):
     fit, choose = next(parts)
@@ -184,13 +198,14 @@ def _cross_entropy(logits, labels): # (K, H, n), (H, n) -> (H,), mean over known
     known = labels >= 0
     return -(at*known).sum(1)/np.maximum(known.sum(1), 1)
 
-def _linear(x, labels, K, split): # logits (H, K, n) of all images: learned from `fit`, and learned again from `fit` and `choose`
+def _linear(x, labels, K, split): # logits (H, K, n) of all images: learned from `fit`, then from `fit` and `choose`
     train, steps = np.concatenate([split.fit, split.choose]), min(max(6, K), 12)
     weights = np.zeros((K, len(labels), len(x)), np.float32)
     best, chosen, kept = np.full(len(labels), np.inf), np.zeros(len(labels)), weights.copy()
     fit, choose, both = (np.ascontiguousarray(x[:, rows]) for rows in (split.fit, split.choose, train))
     for strength in STRENGTHS:
-        weights = fit_softmax(fit, labels[:, split.fit], np.full(len(labels), strength), weights, steps*(1 + 2*(strength < .05)))
+        strengths, longer = np.full(len(labels), strength), 1 + 2*(strength < .05)
+        weights = fit_softmax(fit, labels[:, split.fit], strengths, weights, steps*longer)
         loss = _cross_entropy(_logits(weights, choose), labels[:, split.choose])
         better = loss < best
         best[better], chosen[better], kept[:, better] = loss[better], strength, weights[:, better]
@@ -200,7 +215,8 @@ def _linear(x, labels, K, split): # logits (H, K, n) of all images: learned from
 def _logits(weights, x): return (weights.reshape(-1, len(x)) @ x).reshape(*weights.shape[:2], -1)
 
 # %% ../../nbs/looking/21_audit.ipynb #c023
-def _mlp_steps(x, base, labels, rows, hidden, seed, every=3): # yields a function `rows -> logits (H, K, n)` before the first and after each few steps
+# yields a function `rows -> logits (H, K, n)` before the first and after each few steps
+def _mlp_steps(x, base, labels, rows, hidden, seed, every=3):
     H, K, d = len(labels), base.shape[1], len(x)
     stream = generator("probe", seed=seed)
     first = (torch.randn(H*hidden, d, generator=stream)/d**.5).requires_grad_()
@@ -221,14 +237,16 @@ def _whitened(x, train): # (d, n); 0 where the spread is within the rounding of 
     spread = x[:, train].std(1, keepdims=True)
     return x*(spread > 1e-3*spread.max())/np.maximum(spread, 1e-12)
 
-def _mlp(x, labels, bases, split, seed, hidden=32, components=64, checks=10): # a hidden layer beside the linear probes, whose logits are `bases`
+# a hidden layer beside the linear probes, whose logits are `bases`
+def _mlp(x, labels, bases, split, seed, hidden=32, components=64, checks=10):
     bases = [torch.from_numpy(b) for b in bases]
     train = np.concatenate([split.fit, split.choose])
     x = torch.from_numpy(_whitened(x[:-1][:components], train))
     y, rows = torch.from_numpy(labels), torch.arange(x.shape[1])
     losses = []
     for _, predict in zip(range(checks), _mlp_steps(x, bases[0], y, split.fit, hidden, seed)):
-        with torch.no_grad(): losses.append(_cross_entropy(predict(split.choose).transpose(0, 1).numpy(), labels[:, split.choose]))
+        with torch.no_grad(): logits = predict(split.choose).transpose(0, 1).numpy()
+        losses.append(_cross_entropy(logits, labels[:, split.choose]))
     best, out = np.argmin(losses, 0), bases[1].clone()
     for check, predict in zip(range(best.max() + 1), _mlp_steps(x, bases[1], y, train, hidden, seed)):
         with torch.no_grad(): out[best == check] = predict(rows)[best == check]
@@ -241,7 +259,8 @@ def check_probes(
     kinds, # names
 ):
     "Raise `InputError` for a probe that has no such name."
-    if unknown := [k for k in kinds if k not in PROBES]: raise InputError(f"no probe {unknown[0]!r}: choose {' or '.join(PROBES)}")
+    if unknown := [k for k in kinds if k not in PROBES]:
+        raise InputError(f"no probe {unknown[0]!r}: choose {' or '.join(PROBES)}")
 
 class Prober:
     "Held-out predictions from one feature; what depends on the feature alone is computed once."
@@ -251,7 +270,8 @@ class Prober:
         components: int = 256, # at most so many principal components of the standardised feature are read
     ):
         x = as_numbers(features, "features").astype(np.float64)
-        if x.ndim != 2 or not np.isfinite(x).all(): raise InputError(f"features have shape {x.shape} or hold NaN; needed: (images, dimensions), all finite")
+        if x.ndim != 2 or not np.isfinite(x).all():
+            raise InputError(f"features have shape {x.shape} or hold NaN; needed: (images, dimensions), all finite")
         self.splits, self.linear = splits, [{} for _ in splits] # logits of linear probes, by what they were asked
         self.inputs = [_standardised(x, np.concatenate([s.fit, s.choose]), components) for s in splits]
 
@@ -287,7 +307,8 @@ def score(
     return {metric: _placed(values, known) for metric, values in out.items()}
 
 def _explained(q, y, values): # 1 - squared error over variance, image by image
-    centres = np.stack([np.bincount(y, v, q.shape[1])/np.maximum(np.bincount(y, minlength=q.shape[1]), 1) for v in values.T], 1)
+    size = np.maximum(np.bincount(y, minlength=q.shape[1]), 1)
+    centres = np.stack([np.bincount(y, v, q.shape[1])/size for v in values.T], 1)
     total = ((values - values.mean(0))**2).sum(1)
     return (total - ((values - q @ centres)**2).sum(1))/total.mean()
 
@@ -341,7 +362,8 @@ def probe_factors(
     heads, out = [], {(name, metric): None for name, factor in factors.items() for metric in factor.metrics}
     for name, factor in factors.items():
         rng = np.random.default_rng([seed, *name.encode()])
-        heads += [(name, factor, False)] + [(name, factor.take(shuffled(factor, units, rng)), True) for _ in range(permutations)]
+        copies = [factor.take(shuffled(factor, units, rng)) for _ in range(permutations)]
+        heads += [(name, factor, False)] + [(name, copy, True) for copy in copies]
     for K in sorted({f.classes for _, f, _ in heads}):
         some = [h for h in heads if h[1].classes == K]
         for (name, factor, null), log_q in zip(some, prober(np.stack([f.labels for _, f, _ in some]), kind, seed)):
@@ -364,9 +386,14 @@ def probe(
     "How much of a factor a feature holds, as far as this kind of probe can read it in groups that it has not seen."
     groups = np.unique(as_array(groups, "groups"), return_inverse=True)[1]
     factor = factor if isinstance(factor, Factor) else as_factor(factor, **options)
-    if len(factor.labels) != len(groups) or len(features) != len(groups): raise InputError(f"{len(features)} features, {len(factor.labels)} values of the factor and {len(groups)} groups; needed: one of each an image")
-    scores = probe_factors(Prober(features, group_splits(groups, folds, seed)), {"": factor}, groups, kind, permutations, seed)
-    return pd.DataFrame([dict(metric=metric, **_numbers(estimate(s.values, groups), s.null, s.ceiling)) for (_, metric), s in scores.items()]).set_index("metric")
+    if len(factor.labels) != len(groups) or len(features) != len(groups):
+        raise InputError(f"{len(features)} features, {len(factor.labels)} values of the factor "
+            f"and {len(groups)} groups; needed: one of each an image")
+    prober = Prober(features, group_splits(groups, folds, seed))
+    scores = probe_factors(prober, {"": factor}, groups, kind, permutations, seed)
+    rows = [dict(metric=metric, **_numbers(estimate(s.values, groups), s.null, s.ceiling))
+        for (_, metric), s in scores.items()]
+    return pd.DataFrame(rows).set_index("metric")
 
 # %% ../../nbs/looking/21_audit.ipynb #c039
 def barber_agakov(
@@ -374,11 +401,15 @@ def barber_agakov(
     labels, # `(n,)` what is true of them
     groups=None, # `(n,)`; None: every image for itself
 ) -> tuple: # (nats, low, high)
-    "H(f) - E[-log q(f|x)], a lower bound of I(x; f) (Barber and Agakov, 2003), with its 95 % interval. It may be negative."
+    "H(f) - E[-log q(f|x)], a lower bound of I(x; f) (Barber and Agakov, 2003), with 95 % interval; may be negative."
     labels = as_label_array(labels)
-    log_q, groups = as_numbers(log_q, "log_q").astype(np.float64), np.arange(len(labels)) if groups is None else np.unique(as_array(groups, "groups"), return_inverse=True)[1]
+    log_q = as_numbers(log_q, "log_q").astype(np.float64)
+    if groups is None: groups = np.arange(len(labels))
+    else: groups = np.unique(as_array(groups, "groups"), return_inverse=True)[1]
     total = np.logaddexp.reduce(log_q, 1)
-    if log_q.ndim != 2 or len(log_q) != len(labels) or np.abs(total).max() > 1e-4: raise InputError(f"log_q has shape {log_q.shape} and rows that sum to exp({total.min():.3g}) to exp({total.max():.3g}); needed: log-probabilities, a row for each of {len(labels)} labels")
+    if log_q.ndim != 2 or len(log_q) != len(labels) or np.abs(total).max() > 1e-4:
+        raise InputError(f"log_q has shape {log_q.shape} and rows that sum to exp({total.min():.3g}) to "
+            f"exp({total.max():.3g}); needed: log-probabilities, a row for each of {len(labels)} labels")
     e = estimate(score(log_q, Factor(labels))["nats"], groups)
     return e.value, *e.interval()
 
@@ -391,16 +422,17 @@ def class_means(
     splits: list, # of `image_splits`
     components: int = 256, # as in `Prober`
 ) -> np.ndarray: # `(n, K)` held-out log-probabilities
-    "Eq. (4): softmax of distances to class means, by the shared covariance, shrunk; shrinkage and temperature chosen on images of their own."
+    "Eq. (4): distances to class means by the shared, shrunk covariance; shrinkage and temperature chosen on `choose`."
     x, y = as_numbers(features, "features").astype(np.float64), as_label_array(labels)
     out = np.full((len(x), int(y.max()) + 1), np.nan)
     for split in splits:
         train = np.concatenate([split.fit, split.choose])
         inputs = _standardised(x, train, components)[:-1].T.astype(np.float64)
-        tried = [(-_doubting(-t*d[split.choose], len(split.choose))[np.arange(len(split.choose)), y[split.choose]].mean(), s, t)
+        m, right = len(split.choose), (np.arange(len(split.choose)), y[split.choose])
+        tried = [(-_doubting(-t*d[split.choose], m)[right].mean(), s, t)
                  for s, d in enumerate(_mahalanobis(inputs, y, split.fit)) for t in TEMPERATURES]
         _, s, t = min(tried)
-        out[split.test] = _doubting(-t*list(_mahalanobis(inputs, y, train))[s][split.test], len(split.choose))
+        out[split.test] = _doubting(-t*list(_mahalanobis(inputs, y, train))[s][split.test], m)
     return out
 
 def _doubting(logits, n): # log-probabilities; n images without an error do not show errors to be rarer than 1/n
@@ -426,8 +458,9 @@ def sufficiency(
     "Tell known identities apart on images that were held out."
     factor = Factor(np.unique(as_array(identity, "identity"), return_inverse=True)[1])
     mixed = factor.take(np.random.default_rng(seed).permutation(len(factor.labels)))
-    scores, null = (score(class_means(features, f.labels, image_splits(f.labels, folds, seed)), f) for f in (factor, mixed))
-    return {metric: Scores(values, [float(null[metric].mean())], dict(accuracy=100., nats=factor.entropy())[metric]) for metric, values in scores.items()}
+    read = lambda f: score(class_means(features, f.labels, image_splits(f.labels, folds, seed)), f)
+    scores, null, most = read(factor), read(mixed), dict(accuracy=100., nats=factor.entropy())
+    return {metric: Scores(values, [float(null[metric].mean())], most[metric]) for metric, values in scores.items()}
 
 # %% ../../nbs/looking/21_audit.ipynb #c055
 def modality_purity(
@@ -435,13 +468,14 @@ def modality_purity(
     infrared, # `(m, d)`
     k: int = 10,
     groups=None, # `(n + m,)` identities, visible first: neighbours of the same one do not count
-) -> tuple: # `(n + m,)` share of the `k` nearest (by angle) that have the image's own modality; what a random neighbour would give
+) -> tuple: # `(n + m,)` each: share of own modality among the `k` nearest by angle; what a random neighbour would give
     "Do images lie among their own modality?"
     x = _unit(np.concatenate([as_numbers(visible, "visible"), as_numbers(infrared, "infrared")]))
     groups = None if groups is None else as_array(groups, "groups")
     own = np.repeat([0, 1], [len(visible), len(infrared)])
     same, other = own[:, None] == own, ~np.eye(len(x), dtype=bool) if groups is None else groups[:, None] != groups
-    if other.sum(1).min() < k: raise InputError(f"an image has only {other.sum(1).min()} others to be compared with, fewer than k={k}")
+    if other.sum(1).min() < k:
+        raise InputError(f"an image has only {other.sum(1).min()} others to be compared with, fewer than k={k}")
     nearest = np.where(other, x @ x.T, -np.inf).argsort(1)[:, -k:]
     return np.take_along_axis(same, nearest, 1).mean(1), (same & other).sum(1)/other.sum(1)
 
@@ -460,14 +494,16 @@ def mmd(
     permutations: int = 200,
     seed: int = 0,
 ) -> Discrepancy:
-    "Squared maximum mean discrepancy of two samples, RBF kernel with the median distance as width (Gretton et al., 2012)."
+    "Squared maximum mean discrepancy of two samples, RBF kernel as wide as the median distance (Gretton et al., 2012)."
     x, n = np.concatenate([as_numbers(a, "a"), as_numbers(b, "b")]).astype(np.float64), len(a)
     if min(n, len(b)) < 2: raise InputError(f"samples of {n} and {len(b)}: each side needs at least 2")
     x = x - x.mean(0) # a distance knows no origin, but its rounding does
     square = np.maximum((x**2).sum(1)[:, None] + (x**2).sum(1) - 2*x @ x.T, 0)
     kernel = np.exp(-square/max(np.median(square[np.triu_indices(len(x), 1)]), np.finfo(np.float64).tiny))
     np.fill_diagonal(kernel, 0)
-    rng, groups = np.random.default_rng(seed), np.zeros(len(x)) if groups is None else np.unique(as_array(groups, "groups"), return_inverse=True)[1]
+    rng = np.random.default_rng(seed)
+    if groups is None: groups = np.zeros(len(x))
+    else: groups = np.unique(as_array(groups, "groups"), return_inverse=True)[1]
     order = np.argsort(groups, kind="stable")
     sides = np.zeros((permutations + 1, len(x)))
     sides[0, :n] = 1
@@ -496,8 +532,9 @@ class Sample:
     def where(self, keep): # the images of a mask
         "A part of the sample."
         keep = np.flatnonzero(keep)
-        return replace(self, features={k: x[keep] for k, x in self.features.items()}, identity=self.identity[keep], modality=self.modality[keep], groups=np.unique(self.groups[keep], return_inverse=True)[1],
-                       factors={g: {k: v.iloc[keep] for k, v in some.items()} for g, some in self.factors.items()})
+        factors = {g: {k: v.iloc[keep] for k, v in some.items()} for g, some in self.factors.items()}
+        return replace(self, features={k: x[keep] for k, x in self.features.items()}, identity=self.identity[keep],
+            modality=self.modality[keep], groups=np.unique(self.groups[keep], return_inverse=True)[1], factors=factors)
 
 # %% ../../nbs/looking/21_audit.ipynb #c063
 def sample_rows(
@@ -510,12 +547,16 @@ def sample_rows(
 ) -> np.ndarray: # rows, sorted
     "The same number of images from everyone."
     table = records.iloc[indices][["identity", "camera", "modality"]].assign(row=np.asarray(indices))
-    both, rng = table.groupby(["identity", "modality"]).size().unstack().reindex(columns=[0, 1]).min(axis=1, skipna=False), np.random.default_rng(seed)
+    sizes = table.groupby(["identity", "modality"]).size().unstack().reindex(columns=[0, 1])
+    both, rng = sizes.min(axis=1, skipna=False), np.random.default_rng(seed)
     both = np.sort(both.index[both >= least].to_numpy())
-    if not len(both): raise InputError(f"no identity has {least} image{'s'*(least > 1)} in both modalities; there is nothing to compare")
+    if not len(both):
+        images = "images" if least > 1 else "image"
+        raise InputError(f"no identity has {least} {images} in both modalities; there is nothing to compare")
     table = table[table.identity.isin(rng.permutation(both)[:identities])]
     table = table.iloc[rng.permutation(len(table))]
-    table = table.assign(turn=table.groupby(["identity", "modality", "camera"]).cumcount()).sort_values(["turn", "camera"], kind="stable")
+    turn = table.groupby(["identity", "modality", "camera"]).cumcount()
+    table = table.assign(turn=turn).sort_values(["turn", "camera"], kind="stable")
     return np.sort(table.groupby(["identity", "modality"]).head(per).row.to_numpy())
 
 # %% ../../nbs/looking/21_audit.ipynb #c065
@@ -527,20 +568,26 @@ def known_factors(
     if dataset.factors is not None: return _true_factors(dataset.factors.iloc[rows]), dict(view=360., pose=2*np.pi)
     records, own = dataset.records.iloc[rows], intensities(dataset.images(rows))
     groups = dict(own_intensity=own, other_intensity=_across(own, records))
-    if {"scene", "top", "left"} <= set(records): groups["place"] = records[["scene", "top", "left"]].astype(dict(top=float, left=float))
-    if hasattr(dataset, "jitter"): groups["view"] = pd.DataFrame(view_parameters(uniform(dataset.seed, 0, rows, 6), dataset.jitter).numpy(), columns=VIEW)
+    if {"scene", "top", "left"} <= set(records):
+        groups["place"] = records[["scene", "top", "left"]].astype(dict(top=float, left=float))
+    if hasattr(dataset, "jitter"):
+        draws = uniform(dataset.seed, 0, rows, 6)
+        groups["view"] = pd.DataFrame(view_parameters(draws, dataset.jitter).numpy(), columns=VIEW)
     if records.groupby("modality").camera.nunique().max() > 1: groups["camera"] = records[["camera"]]
     return {g: {name: table[name].reset_index(drop=True) for name in table} for g, table in groups.items()}, {}
 
 VIEW = ["shift_down", "shift_right", "scale", "rotation", "contrast", "brightness"]
 
 def _true_factors(table):
-    from vdistill.reid.synthetic import FACTOR_GROUPS
     table = table.reset_index(drop=True).astype(dict(grain=float, noise_pattern=float))
-    for name, amount in dict(occlusion_side="occlusion", hot_spot_x="hot_spot", hot_spot_y="hot_spot").items(): # where there is none, it is nowhere
-        table[name] = (table[name] if table[name].dtype == float else table[name].astype("Int64")).where(table[amount] > 0)
+    amounts = dict(occlusion_side="occlusion", hot_spot_x="hot_spot", hot_spot_y="hot_spot")
+    for name, amount in amounts.items(): # where there is none, it is nowhere
+        values = table[name] if table[name].dtype == float else table[name].astype("Int64")
+        table[name] = values.where(table[amount] > 0)
     seeds = dict(visible_control="grain", infrared_control="noise_pattern") # of the pixels' noise: nobody can read them
-    return {g: {name: table[name] for name in names if name not in seeds.values()} for g, names in FACTOR_GROUPS.items()} | {g: {name: table[name]} for g, name in seeds.items()}
+    groups = {g: {name: table[name] for name in names if name not in seeds.values()}
+        for g, names in FACTOR_GROUPS.items()}
+    return groups | {g: {name: table[name]} for g, name in seeds.items()}
 
 def _across(own, records): # of each image, the mean over its identity's images in the other modality
     table = own.assign(identity=records.identity.to_numpy(), modality=records.modality.to_numpy())
@@ -550,13 +597,14 @@ def _across(own, records): # of each image, the mean over its identity's images 
 # %% ../../nbs/looking/21_audit.ipynb #c066
 def intensities(
     images, # `(n, 3, H, W)` uint8
-) -> pd.DataFrame: # mean and standard deviation of grey (0..255), mean strength of its gradient, share of it that is vertical
+) -> pd.DataFrame: # mean and spread (std) of grey (0..255), mean strength of its gradient, share of it that is vertical
     "Statistics of grey that have nothing to do with identity."
     grey = np.asarray(images, np.float32).transpose(0, 2, 3, 1) @ np.float32([.299, .587, .114])
     down, right = np.diff(grey, axis=1)[:, :, :-1], np.diff(grey, axis=2)[:, :-1]
     strength = np.hypot(down, right).mean((1, 2))
     share = np.abs(down).mean((1, 2))/np.maximum(np.abs(down).mean((1, 2)) + np.abs(right).mean((1, 2)), 1e-6)
-    return pd.DataFrame(dict(mean_grey=grey.mean((1, 2)), contrast_grey=grey.std((1, 2)), gradient=strength, gradient_down=share)).astype(float)
+    columns = dict(mean_grey=grey.mean((1, 2)), contrast_grey=grey.std((1, 2)), gradient=strength, gradient_down=share)
+    return pd.DataFrame(columns).astype(float)
 
 # %% ../../nbs/looking/21_audit.ipynb #c067
 def draw_sample(
@@ -571,7 +619,8 @@ def draw_sample(
     for m in (0, 1):
         for name, x in extract_features(dataset, embed, rows[modality == m], m).items():
             features.setdefault(name, np.empty((len(rows), x.shape[1]), np.float32))[modality == m] = x
-    groups = np.unique(records.scene if "scene" in records and records.scene.nunique() >= 10 else identity, return_inverse=True)[1]
+    by_scene = "scene" in records and records.scene.nunique() >= 10
+    groups = np.unique(records.scene if by_scene else identity, return_inverse=True)[1]
     return Sample(features, identity, modality, groups, *(known_factors(dataset, rows) if factors else ({}, {})))
 
 # %% ../../nbs/looking/21_audit.ipynb #c069
@@ -595,18 +644,22 @@ def factor_cells(
 ) -> dict: # (group, factor, probe, metric) -> `Cell`
     "Probe one feature for every factor."
     flat = {(group, name): factor for group, some in shown.items() for name, factor in some.items()}
-    apart = {key: f for key, f in flat.items() if _names_groups(f, part.groups)} # scenes cannot be told in scenes that were never seen
+    # scenes cannot be told in scenes that were never seen
+    apart = {key: f for key, f in flat.items() if _names_groups(f, part.groups)}
     cells = {}
     for some, groups in ((flat.keys() - apart.keys(), part.groups), (apart.keys(), part.identity)):
         if not some: continue
         prober = Prober(part.features[feature], group_splits(groups, folds, seed))
         asked = {"/".join(key): flat[key] for key in flat if key in some}
         for kind in kinds:
-            scores = probe_factors(prober, asked, part.identity, kind, permutations if kind == "linear" else min(permutations, 1), seed)
+            copies = permutations if kind == "linear" else min(permutations, 1)
+            scores = probe_factors(prober, asked, part.identity, kind, copies, seed)
             for (key, metric), s in scores.items(): cells |= _cells({metric: s}, part.groups, *key.split("/"), kind)
     return dict(sorted(cells.items(), key=lambda c: list(flat).index(c[0][:2]))) # stable
 
-def _names_groups(factor, groups): return factor.classes == groups.max() + 1 and len(np.unique(np.stack([factor.labels, groups]), axis=1).T) == factor.classes
+def _names_groups(factor, groups):
+    if factor.classes != groups.max() + 1: return False
+    return len(np.unique(np.stack([factor.labels, groups]), axis=1).T) == factor.classes
 
 # %% ../../nbs/looking/21_audit.ipynb #c070
 def modality_cells(
@@ -627,11 +680,14 @@ def modality_cells(
     order = np.argsort(sample.modality, kind="stable")
     sides = [x[sample.modality == m] for m in (0, 1)]
     share, expected = modality_purity(*sides, k, sample.identity[order])
-    cells[*where, f"{k} neighbours", "purity"] = Cell(estimate(100*share, sample.groups[order]), [100*expected.mean()], 100.)
-    few = sample.where(np.isin(sample.identity, np.unique(sample.identity)[:most*len(np.unique(sample.identity))//len(x)]))
+    purity = estimate(100*share, sample.groups[order])
+    cells[*where, f"{k} neighbours", "purity"] = Cell(purity, [100*expected.mean()], 100.)
+    people = np.unique(sample.identity)
+    few = sample.where(np.isin(sample.identity, people[:most*len(people)//len(x)]))
     order = np.argsort(few.modality, kind="stable")
     d = mmd(*(_unit(few.features[feature][few.modality == m]) for m in (0, 1)), few.identity[order], seed=seed)
-    cells[*where, "MMD", "MMD2"] = Cell(Estimate(d.value, np.zeros(1)), [float(d.null.mean()), float(np.quantile(d.null, .95))], np.nan)
+    null = [float(d.null.mean()), float(np.quantile(d.null, .95))]
+    cells[*where, "MMD", "MMD2"] = Cell(Estimate(d.value, np.zeros(1)), null, np.nan)
     return cells
 
 # %% ../../nbs/looking/21_audit.ipynb #c071
@@ -647,33 +703,51 @@ def audit(
     "Everything that the chapter defines, of every feature."
     cells, (parts, few) = {}, ([s and s.where(s.modality == m) for m in (0, 1)] for s in (sample, known))
     shown = [_shown(part, m) for m, part in enumerate(parts)]
-    for feature, m in tqdm([(feature, m) for feature in sample.features for m in (0, 1, 2)], desc="audit", unit="part", disable=not progress):
+    todo = [(feature, m) for feature in sample.features for m in (0, 1, 2)]
+    for feature, m in tqdm(todo, desc="audit", unit="part", disable=not progress):
         images, share = (*MODALITIES, "both")[m], dict(kinds=kinds, folds=folds, seed=seed)
         with threadpool_limits(1): # many small matrices: more threads would wait for each other
             if m == 2: more = modality_cells(sample, feature, **share)
-            else: more = factor_cells(parts[m], feature, shown[m], permutations=permutations, **share) | _identity_cells(few[m], feature, seed)
+            else:
+                more = factor_cells(parts[m], feature, shown[m], permutations=permutations, **share)
+                more |= _identity_cells(few[m], feature, seed)
         cells |= {(feature, images, *key): cell for key, cell in more.items()}
     cells |= _group_means(cells)
-    return _rows(cells | _dropped(cells), "people" if len(np.unique(sample.identity)) == sample.groups.max() + 1 else "scenes")
+    unit = "people" if len(np.unique(sample.identity)) == sample.groups.max() + 1 else "scenes"
+    return _rows(cells | _dropped(cells), unit)
 
 # %% ../../nbs/looking/21_audit.ipynb #c072
 def _shown(part, m): # groups whose factors can be seen in a modality; of each, the factors that vary there
-    groups = {g: {name: as_factor(v, period=part.periods.get(name)) for name, v in some.items() if v.notna().any()} for g, some in part.factors.items() if not g.startswith(MODALITIES[1 - m])}
-    return {g: varying for g, some in groups.items() if (varying := {name: f for name, f in some.items() if f.classes > 1})}
+    groups = {}
+    for g, some in part.factors.items():
+        if g.startswith(MODALITIES[1 - m]): continue
+        factors = {name: as_factor(v, period=part.periods.get(name)) for name, v in some.items() if v.notna().any()}
+        if varying := {name: f for name, f in factors.items() if f.classes > 1}: groups[g] = varying
+    return groups
 
 def _identity_cells(known, feature, seed):
-    return _cells(sufficiency(known.features[feature], known.identity, seed=seed), known.groups, "identity", "identity", "class means") if known else {}
+    if not known: return {}
+    scores = sufficiency(known.features[feature], known.identity, seed=seed)
+    return _cells(scores, known.groups, "identity", "identity", "class means")
 
 def _group_means(cells):
     means = {}
-    for feature, images, group, probe in dict.fromkeys((f, i, g, p) for f, i, g, _, p, metric in cells if metric == "nats" and g not in ("identity", "modality")):
+    wanted = dict.fromkeys((f, i, g, p) for f, i, g, _, p, metric in cells
+        if metric == "nats" and g not in ("identity", "modality"))
+    for feature, images, group, probe in wanted:
         some = [c for key, c in cells.items() if (*key[:3], key[4], key[5]) == (feature, images, group, probe, "nats")]
-        means[feature, images, group, f"mean of {len(some)}", probe, "nats"] = Cell(mean_of([c.estimate for c in some]), [np.mean(n) for n in zip(*(c.null for c in some))], float(np.mean([c.ceiling for c in some])))
+        null, ceiling = [np.mean(n) for n in zip(*(c.null for c in some))], float(np.mean([c.ceiling for c in some]))
+        mean = Cell(mean_of([c.estimate for c in some]), null, ceiling)
+        means[feature, images, group, f"mean of {len(some)}", probe, "nats"] = mean
     return means
 
 def _dropped(cells): # v - z of the same images, in nats
-    both = {key: (cells[key], cells["z" + key[0][1:], *key[1:]]) for key in cells if key[0].startswith("v ") and key[-1] == "nats" and ("z" + key[0][1:], *key[1:]) in cells}
-    return {(f"{key[0]} - z{key[0][1:]}", *key[1:]): Cell(_difference(v, z), [], v.ceiling) for key, (v, z) in both.items()}
+    dropped = {}
+    for key, v in cells.items():
+        z = cells.get(("z" + key[0][1:], *key[1:]))
+        if key[0].startswith("v ") and key[-1] == "nats" and z is not None:
+            dropped[f"{key[0]} - z{key[0][1:]}", *key[1:]] = Cell(_difference(v, z), [], v.ceiling)
+    return dropped
 
 def _difference(v, z): # of what could be measured
     known = all(measurable(c.estimate.value, c.ceiling) for c in (v, z))
@@ -684,7 +758,8 @@ def _rows(cells, unit): # unit: what the groups of images are called
     for key, c in cells.items():
         numbers = _numbers(c.estimate, c.null, c.ceiling) | (dict(null=c.null[0]) if key[-1] == "MMD2" else {})
         remark = f"not measurable on {len(c.estimate.pull)} {unit}" if np.isnan(numbers["value"]) else ""
-        rows.append(dict(zip(("feature", "images", "group", "factor", "probe", "metric"), key)) | numbers | dict(remark=remark))
+        where = dict(zip(("feature", "images", "group", "factor", "probe", "metric"), key))
+        rows.append(where | numbers | dict(remark=remark))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/looking/21_audit.ipynb #c073
@@ -706,7 +781,8 @@ def open_audit(
     device: str = "auto",
 ) -> Audit:
     "Load a run, draw images, extract their features."
-    if people < 10: raise InputError(f"people={people}: an audit needs 10 at least, to learn from some and to test on others")
+    if people < 10:
+        raise InputError(f"people={people}: an audit needs 10 at least, to learn from some and to test on others")
     embed, _ = load_finished(run_dir, device)
     seed = embed.config.seed
     dataset = dataset if dataset is not None else audit_dataset(embed.config, people)
@@ -715,17 +791,20 @@ def open_audit(
     sample = draw_sample(embed, dataset, rows)
     try: known = draw_sample(embed, dataset, sample_rows(dataset.records, indices, 8, 100, 4, seed), factors=False)
     except InputError: known = None
-    N, unit = len(np.unique(sample.identity)), "scene" if sample.groups.max() + 1 < len(np.unique(sample.identity)) else "identity"
+    N = len(np.unique(sample.identity))
+    unit = "scene" if sample.groups.max() + 1 < N else "identity"
     protocol = f"{N} identities, {len(rows)} images, 5 folds by {unit}"
     if known: protocol += f"; identity: {len(np.unique(known.identity))} known ones, {len(known.identity)} images"
     protocol += seen_words(embed.seen, dataset, rows)
-    return Audit(sample, known, seed, dict(dataset=dataset.name, method=embed.config.method, seed=seed, split=split, protocol=protocol, **run_columns(embed.device)))
+    columns = dict(dataset=dataset.name, method=embed.config.method, seed=seed, split=split, protocol=protocol)
+    return Audit(sample, known, seed, columns | run_columns(embed.device))
 
 # %% ../../nbs/looking/21_audit.ipynb #c074
 def load_finished(run_dir, device="auto"):
     "As `load_run`; a run without results is not finished."
     config = read_config(run_dir)
-    if not (Path(run_dir)/"results.csv").is_file(): raise InputError(f"{run_dir} is not finished: go on with vdistill train --resume {shlex.quote(str(run_dir))}")
+    if not (Path(run_dir)/"results.csv").is_file():
+        raise InputError(f"{run_dir} is not finished: go on with vdistill train --resume {shlex.quote(str(run_dir))}")
     return load_run(run_dir, device)
 
 def audit_dataset(
@@ -735,13 +814,14 @@ def audit_dataset(
     "The run's own dataset; of drawn people, as many more as are asked for."
     data = dict(config.data)
     if config.dataset == "synthetic":
-        from vdistill.reid.synthetic import SyntheticDataset
         train, val, test = data.get("identities", inspect.signature(SyntheticDataset).parameters["identities"].default)
         data["identities"] = (train, val, max(test, people))
     return open_own(config, **data)
 
 # %% ../../nbs/looking/21_audit.ipynb #c075
-AUDIT_COLUMNS = ("dataset", "method", "seed", "split", "feature", "images", "group", "factor", "probe", "metric", "value", "low", "high", "null", "null_high", "ceiling", "remark", "protocol", "seconds", "device", "versions", "commit")
+AUDIT_COLUMNS = ("dataset", "method", "seed", "split", "feature", "images", "group", "factor", "probe", "metric",
+    "value", "low", "high", "null", "null_high", "ceiling", "remark",
+    "protocol", "seconds", "device", "versions", "commit")
 
 def audit_run(
     run_dir, # folder of a finished run, or an `Audit`
@@ -760,22 +840,33 @@ def audit_text(
     table: pd.DataFrame, # of `audit_run`
     probe: str = "linear",
 ) -> str: # lines of text
-    "A line a group: nats of each feature with half its interval, the mean over the group's factors; identity and modality below."
-    nats = table[(table.metric == "nats") & table.probe.isin((probe, "class means")) & ~table.feature.str.contains(" - ")]
-    nats = pd.concat([nats[nats.factor.str.startswith("mean of")], nats[nats.group == "identity"], nats[nats.group == "modality"]])
-    rest = table[table.metric.isin(("purity", "MMD2")) | ((table.metric == "accuracy") & (table.group == "modality") & (table.probe == probe))]
+    "A line a group: nats of each feature, the mean over its factors, ± half the interval; identity, modality below."
+    asked = (table.metric == "nats") & table.probe.isin((probe, "class means"))
+    nats = table[asked & ~table.feature.str.contains(" - ")]
+    means = nats[nats.factor.str.startswith("mean of")]
+    nats = pd.concat([means, nats[nats.group == "identity"], nats[nats.group == "modality"]])
+    told_apart = (table.metric == "accuracy") & (table.group == "modality") & (table.probe == probe)
+    rest = table[table.metric.isin(("purity", "MMD2")) | told_apart]
     features = list(nats.feature.unique())
-    lines = [f"{'nats that a probe reads (' + probe + ')':44}{'of':>6}{'null':>8}  " + "".join(f"{f:>20}" for f in features)]
+    head = f"{'nats that a probe reads (' + probe + ')':44}{'of':>6}{'null':>8}  "
+    lines = [head + "".join(f"{f:>20}" for f in features)]
     for (images, group, factor), part in nats.groupby(["images", "group", "factor"], sort=False):
         name = f"{images:9} {group.replace('_', ' ')}" + (f", {factor}" if factor.startswith("mean") else "")
-        lines.append(f"{name:44}{part.ceiling.iloc[0]:6.2f}{_null(part):>8}  " + "".join(f"{_with_half(part[part.feature == f]):>20}" for f in features))
+        numbers = "".join(f"{_with_half(part[part.feature == f]):>20}" for f in features)
+        lines.append(f"{name:44}{part.ceiling.iloc[0]:6.2f}{_null(part):>8}  " + numbers)
+    words = dict(accuracy=("modality told apart by a probe (%)", 1),
+        purity=("modality of the nearest neighbours (%)", 1), MMD2=("MMD² between modalities", 4))
     for metric, part in rest.groupby("metric", sort=False):
-        name, unit, digits = dict(accuracy=("modality told apart by a probe", "%", 1), purity=("modality of the nearest neighbours", "%", 1), MMD2=("MMD² between modalities", "", 4))[metric]
-        lines.append(f"{name + f' ({unit})'*bool(unit):50}{_null(part, 4 if metric == 'MMD2' else 1):>8}  " + "".join(f"{_with_half(part[part.feature == f], digits):>20}" for f in features))
+        name, digits = words[metric]
+        numbers = "".join(f"{_with_half(part[part.feature == f], digits):>20}" for f in features)
+        lines.append(f"{name:50}{_null(part, digits):>8}  " + numbers)
     some = pd.concat([nats[nats.probe.isin((probe, "class means"))], rest])
-    lines += [f"{remark}: the probe loses more on others than there is to read; take more people or the linear probe" for remark in dict.fromkeys(some[some.value.isna()].get("remark", []))]
+    remarks = dict.fromkeys(some[some.value.isna()].get("remark", []))
+    lines += [f"{remark}: the probe loses more on others than there is to read; take more people or the linear probe"
+        for remark in remarks]
     what = table.iloc[0]
-    return "\n".join([*lines, f"{what.dataset}, {what.split}, seed {what.seed}; {what.protocol}. ± half of a 95 % interval; null: labels shuffled"])
+    source = f"{what.dataset}, {what.split}, seed {what.seed}; {what.protocol}"
+    return "\n".join([*lines, f"{source}. ± half of a 95 % interval; null: labels shuffled"])
 
 def _null(part, digits=3): return f"{part.null.mean():.{digits}f}" if part.null.notna().any() else "-"
 
@@ -794,13 +885,18 @@ def plot_factors(
     branch: str = "shared", # or `specific+shared`
     probe: str = "linear", # or `mlp`
 ): # the figure
-    "Nats of each factor that v and z hold, the shuffled null as a line; negative bounds are drawn as 0 and say nothing."
-    rows = table[(table.metric == "nats") & (table.probe == probe) & table.feature.isin([f"v {branch}", f"z {branch}"]) & ~table.factor.str.startswith("mean of") & ~table.group.isin(("identity", "modality"))]
+    "Nats of each factor that v and z hold, the shuffled null as a line; negative bounds, drawn as 0, say nothing."
+    asked = (table.metric == "nats") & (table.probe == probe) & table.feature.isin([f"v {branch}", f"z {branch}"])
+    rows = table[asked & ~table.factor.str.startswith("mean of") & ~table.group.isin(("identity", "modality"))]
     if not len(rows): raise InputError(f"no factor of {branch!r} read by a {probe!r} probe in this table")
     panels = [m for m in MODALITIES if (rows.images == m).any()]
-    handles, names = {}, [list(dict.fromkeys(zip(rows[rows.images == m].group, rows[rows.images == m].factor))) for m in panels]
-    fig, axes = new_axes(1, len(panels), figsize=(5.8*len(panels), 1.6 + .27*max(len(n) + len({g for g, _ in n}) for n in names)), layout="constrained", squeeze=False, sharex=True)
-    for ax, m, keys in zip(axes[0], panels, names): _factor_bars(ax, rows[rows.images == m].set_index(["group", "factor"]), keys, m)
+    handles, parts = {}, [rows[rows.images == m] for m in panels]
+    names = [list(dict.fromkeys(zip(part.group, part.factor))) for part in parts]
+    lines = max(len(n) + len({g for g, _ in n}) for n in names)
+    fig, axes = new_axes(1, len(panels), figsize=(5.8*len(panels), 1.6 + .27*lines),
+        layout="constrained", squeeze=False, sharex=True)
+    for ax, m, part, keys in zip(axes[0], panels, parts, names):
+        _factor_bars(ax, part.set_index(["group", "factor"]), keys, m)
     axes[0, 0].set_xlim(left=0)
     for ax in axes[0]: handles |= dict(zip(*reversed(ax.get_legend_handles_labels())))
     handles = dict(sorted(handles.items(), key=lambda h: (h[0].startswith("largest"), h[0])))
@@ -811,7 +907,8 @@ def _factor_bars(ax, rows, keys, images):
     y, ticks = 0., {}
     for last, (group, factor) in zip([None, *(g for g, _ in keys)], keys):
         if group != last:
-            ax.text(0, y + .35, group.replace("_", " "), fontsize=11, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
+            ax.text(0, y + .35, group.replace("_", " "), fontsize=11, fontweight="bold", va="center",
+                transform=ax.get_yaxis_transform())
             y += 1
         both = rows.loc[[(group, factor)]]
         for r in both.itertuples():
@@ -819,9 +916,11 @@ def _factor_bars(ax, rows, keys, images):
             ax.barh(at, max(0, r.value), .36, color=FEATURE_COLOURS[r.feature[0]], label=r.feature)
             if np.isnan(r.value): ax.text(0, at, " not measurable", fontsize=8, va="center")
             if r.high > 0: ax.plot([max(r.low, 0), r.high], [at, at], color="#333333", lw=1)
-        ax.plot([max(0, both.null_high.max())]*2, [y - .45, y + .45], color="#222222", lw=1.6, label="largest of the shuffled")
+        ax.plot([max(0, both.null_high.max())]*2, [y - .45, y + .45], color="#222222", lw=1.6,
+            label="largest of the shuffled")
         ticks[y], y = f"{factor.replace('_', ' ')} ({both.ceiling.iloc[0]:.2f})", y + 1
-    ax.set(yticks=list(ticks), yticklabels=ticks.values(), ylim=(y, -.6), xlabel="nats (in brackets: all there are)", title=f"{images} images")
+    ax.set(yticks=list(ticks), yticklabels=ticks.values(), ylim=(y, -.6),
+        xlabel="nats (in brackets: all there are)", title=f"{images} images")
     ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
 
 # %% ../../nbs/looking/21_audit.ipynb #c079
@@ -837,12 +936,15 @@ def plot_sufficiency(
     labels = []
     for y, (images, branch) in enumerate((m, b) for m in MODALITIES for b in branches):
         labels.append(f"{images}, {branch}")
-        for x, dy in (("v", -.14), ("z", .14)): _dot(axes[0], rows[(rows.images == images) & (rows.feature == f"{x} {branch}")], y + dy, FEATURE_COLOURS[x], "o" if x == "v" else "D", x)
-        _dot(axes[1], rows[(rows.images == images) & (rows.feature == f"v {branch} - z {branch}")], y, "#333333", "s", None)
+        part = rows[rows.images == images]
+        for x, dy, marker in (("v", -.14, "o"), ("z", .14, "D")):
+            _dot(axes[0], part[part.feature == f"{x} {branch}"], y + dy, FEATURE_COLOURS[x], marker, x)
+        _dot(axes[1], part[part.feature == f"v {branch} - z {branch}"], y, "#333333", "s", None)
     ceiling = rows.ceiling.iloc[0]
     axes[0].axvline(ceiling, color="#222222", ls="--", lw=1.2, label=f"log {np.exp(ceiling):.0f} = {ceiling:.2f}")
     axes[1].axvline(0, color="#222222", lw=1)
-    axes[0].set(xlabel="nats, lower bound of I(·; y)", title="identity in v and z", yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - .5, -.5))
+    axes[0].set(xlabel="nats, lower bound of I(·; y)", title="identity in v and z",
+        yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - .5, -.5))
     axes[1].set(xlabel="nats", title="deficit: bound of v - bound of z")
     handles = {label: h for h, label in zip(*axes[0].get_legend_handles_labels())}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
@@ -852,7 +954,8 @@ def plot_sufficiency(
 def _dot(ax, row, y, colour, marker, label):
     if not len(row): return
     r = row.iloc[0]
-    ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]], fmt=marker, color=colour, ms=7, capsize=3, lw=1.5, label=label)
+    ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]],
+        fmt=marker, color=colour, ms=7, capsize=3, lw=1.5, label=label)
 
 # %% ../../nbs/looking/21_audit.ipynb #c080
 def embed_sample(
@@ -868,7 +971,8 @@ def embed_sample(
     tables = []
     for name in names:
         points, method = embed_2d(sample.features[name][some], seed=seed)
-        tables.append(pd.DataFrame(points.round(3), columns=["x", "y"]).assign(feature=name, method=method, identity=sample.identity[some], modality=sample.modality[some]))
+        table = pd.DataFrame(points.round(3), columns=["x", "y"]).assign(feature=name, method=method)
+        tables.append(table.assign(identity=sample.identity[some], modality=sample.modality[some]))
     return pd.concat(tables, ignore_index=True)
 
 @in_house_style
@@ -884,14 +988,19 @@ def plot_consistency(
     top, bottom = fig.subfigures(2, 1, height_ratios=(2.4, 1))
     for ax, (name, part) in zip(top.subplots(1, 2, squeeze=False)[0], points.groupby("feature", sort=False)):
         scatter_modalities(ax, part[["x", "y"]].to_numpy(), part.modality.to_numpy(), 12)
-        ax.set(title=f"{part.method.iloc[0]} of {name}", xticks=[], yticks=[]); ax.grid(False); ax.spines[:].set_visible(False)
+        ax.set(title=f"{part.method.iloc[0]} of {name}", xticks=[], yticks=[])
+        ax.grid(False); ax.spines[:].set_visible(False)
     rows = table[(table.group == "modality") & table.feature.isin(names)]
-    for ax, (metric, by, label) in zip(bottom.subplots(1, 4), (("accuracy", probe, "modality told apart (%)"), ("purity", None, "neighbours of one's own (%)"), ("MMD2", None, "MMD²"), ("nats", probe, "nats on the modality"))):
+    shown = (("accuracy", probe, "modality told apart (%)"), ("purity", None, "neighbours of one's own (%)"),
+        ("MMD2", None, "MMD²"), ("nats", probe, "nats on the modality"))
+    for ax, (metric, by, label) in zip(bottom.subplots(1, 4), shown):
         part = rows[(rows.metric == metric) & (rows.probe == by if by else True)]
-        for y, name in enumerate(names): _dot(ax, part[part.feature == name], y, FEATURE_COLOURS[name[0]], "o" if name[0] == "v" else "D", None)
+        for y, name in enumerate(names):
+            _dot(ax, part[part.feature == name], y, FEATURE_COLOURS[name[0]], "o" if name[0] == "v" else "D", None)
         if len(part): ax.axvline(part.null.mean(), color="#222222", ls=":", lw=1.5)
         ax.set(title=label, yticks=range(len(names)), yticklabels=[n[0] for n in names], ylim=(len(names) - .4, -.6))
-        ax.margins(x=.15); ax.xaxis.set_major_locator(MaxNLocator(4)); ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.title.set_fontsize(11)
+        ax.margins(x=.15); ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.title.set_fontsize(11)
     bottom.supxlabel("dotted: what no difference would give", fontsize=10)
     return fig
 
@@ -905,7 +1014,6 @@ def write_audit(
     **options, # of `open_audit`
 ) -> tuple: # (table, paths of what was written)
     "Audit a run; table and pictures into its folder."
-    from vdistill.looking.report import save_figure
     check_probes(kinds)
     ready = ready or open_audit(run_dir, **options)
     table = audit_run(ready, progress, kinds)
@@ -914,4 +1022,5 @@ def write_audit(
     write_csv(Path(run_dir)/f"{name}_points.csv", points)
     figures = dict(factors=plot_factors(table, probe=kinds[0]), consistency=plot_consistency(table, points, kinds[0]))
     if ready.known: figures["sufficiency"] = plot_sufficiency(table)
-    return table, [Path(run_dir)/f"{name}.csv", Path(run_dir)/f"{name}_points.csv", *(save_figure(figure, Path(run_dir)/f"{name}_{what}.png") for what, figure in figures.items())]
+    drawn = [save_figure(figure, Path(run_dir)/f"{name}_{what}.png") for what, figure in figures.items()]
+    return table, [Path(run_dir)/f"{name}.csv", Path(run_dir)/f"{name}_points.csv", *drawn]

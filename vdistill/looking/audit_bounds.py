@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits, image_splits, open_audit, score
+from .audit import (Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits,
+    image_splits, open_audit, score)
 from ..bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
 from ..core import InputError, as_label_array, as_numbers
-from ..reid.data import MODALITIES
+from ..reid.records import MODALITIES
 from .plots import COLOURS, in_house_style, new_axes
-from ..reid.training import write_csv
+from .report import save_figure
+from ..reid.runs import write_csv
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c006
 def pair_rows(
@@ -33,11 +35,14 @@ def pair_rows(
     modality = as_label_array(modality, "modality")
     names, identity = np.unique(as_label_array(identity, "identity"), return_inverse=True)
     people = np.intersect1d(*(identity[modality == m] for m in (0, 1)))
-    if len(people) < 10: raise InputError(f"{len(people)} people have images in both modalities; at least 10 are needed, to learn from some and to test on others")
+    if len(people) < 10:
+        raise InputError(f"{len(people)} people have images in both modalities; at least 10 are needed, "
+            "to learn from some and to test on others")
     order, rng = np.lexsort((modality, identity)), np.random.default_rng(seed)
     key = 2*identity[order] + modality[order]
     first, last = (np.searchsorted(key, 2*people + np.array([[0], [1]]), side) for side in ("left", "right"))
-    return names[people], order[(first[:, None] + rng.random((2, times, len(people)))*(last - first)[:, None]).astype(int)]
+    drawn = first[:, None] + rng.random((2, times, len(people)))*(last - first)[:, None]
+    return names[people], order[drawn.astype(int)]
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c009
 class Metric(nn.Module):
@@ -102,12 +107,14 @@ def pulls(
         share = scores.softmax(-1)
         pull = share.diagonal(dim1=-2, dim2=-1).log() - share.masked_fill(eye, 0).sum(-2)
     else:
-        share = torch.where(eye, scores + math.log(alpha), scores + math.log((n - alpha)/(n - 1))).flatten(-2).softmax(-1).unflatten(-1, (n, n))
+        weighed = torch.where(eye, scores + math.log(alpha), scores + math.log((n - alpha)/(n - 1)))
+        share = weighed.flatten(-2).softmax(-1).unflatten(-1, (n, n))
         pull = own - n*(share.sum(-1) + share.sum(-2) - share.diagonal(dim1=-2, dim2=-1))
     return (pull - pull.mean(-1, keepdim=True))/n
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c015
-BOUNDS = {"CPC": ("cpc", lambda n: 1.), "ML-CPC": ("ml_cpc", lambda n: alpha_floor(n, n))} # multi-label CPC at the smallest α that is a bound
+# multi-label CPC at the smallest α that is a bound
+BOUNDS = {"CPC": ("cpc", lambda n: 1.), "ML-CPC": ("ml_cpc", lambda n: alpha_floor(n, n))}
 
 def _value(scores, name): # `(…)` nats
     bound, alpha = BOUNDS[name]
@@ -129,14 +136,16 @@ def read_off(
     R, n = items.shape
     out = {}
     for name, (bound, alpha) in BOUNDS.items():
-        pull = np.bincount(groups[items].ravel(), pulls(scores, bound, alpha(n)).double().numpy().ravel()/R, groups.max() + 1)
+        pull = pulls(scores, bound, alpha(n)).double().numpy().ravel()/R
+        pull = np.bincount(groups[items].ravel(), pull, groups.max() + 1)
         out[name] = Nats(Estimate(float(_value(scores, name).mean()), pull), ceiling(n, alpha(n)), n)
     return out
 
 def _together(parts, sizes): # of folds, weighted by how many were tested
     share = np.array(sizes)/sum(sizes)
     mean = lambda values: float(share @ np.array(values))
-    return Nats(Estimate(mean([p.estimate.value for p in parts]), share @ np.stack([p.estimate.pull for p in parts])), *(mean([getattr(p, what) for p in parts]) for what in ("ceiling", "n", "gap")))
+    value, pull = mean([p.estimate.value for p in parts]), share @ np.stack([p.estimate.pull for p in parts])
+    return Nats(Estimate(value, pull), *(mean([getattr(p, what) for p in parts]) for what in ("ceiling", "n", "gap")))
 
 def across(
     features, # `(N, d)` of images
@@ -152,17 +161,20 @@ def across(
     groups = as_label_array(groups, "groups")
     people, rows = pair_rows(identity, modality, times, seed)
     of = np.unique(groups[rows[0, 0]], return_inverse=True)[1]
-    unit = F.normalize(torch.from_numpy(np.require(as_numbers(features, "features").astype(np.float32, copy=False), requirements="W")), dim=1)
+    numbers = as_numbers(features, "features").astype(np.float32, copy=False)
+    unit = F.normalize(torch.from_numpy(np.require(numbers, requirements="W")), dim=1)
     parts, sizes = [], []
     for split in group_splits(of, folds, seed):
         fit, choose, test = (_strangers(rows[:, :, some], seed) if shuffled else rows[:, :, some] for some in split)
         n = test.shape[2]
         fit, choose, learned = (in_batches(part, n, seed) for part in (fit, choose, np.concatenate([fit, choose], 2)))
         x = unit if critic == "cosine" else unit @ _directions(unit[np.unique(learned)], components)
-        network = Metric(x.shape[1], best_temperature(*x[learned])) if critic == "cosine" else learn_metric(x, fit, choose)
+        if critic == "cosine": network = Metric(x.shape[1], best_temperature(*x[learned]))
+        else: network = learn_metric(x, fit, choose)
         with torch.no_grad(): scores, own = network(*x[test]), network(*x[fit[:, :times]])
         few = read_off(scores, np.broadcast_to(split.test, (times, len(split.test))), of)
-        parts.append({name: nats._replace(gap=float(_value(own, name).mean()) - nats.estimate.value) for name, nats in few.items()})
+        parts.append({name: nats._replace(gap=float(_value(own, name).mean()) - nats.estimate.value)
+            for name, nats in few.items()})
         sizes.append(len(split.test))
     return {name: _together([p[name] for p in parts], sizes) for name in BOUNDS}
 
@@ -171,8 +183,9 @@ def _strangers(rows, seed): # `(2, R, n)`: everybody's infrared image is somebod
     return np.stack([rows[0][:, order], rows[1][:, np.roll(order, 1)]])
 
 def _directions(x, components): # (d, k): principal components, not centred, so that cosines stay what they are
-    last = x.shape[1] - 1
-    return torch.from_numpy(linalg.eigh((x.mT @ x).numpy(), subset_by_index=(max(last - components + 1, 0), last))[1][:, ::-1].copy())
+    last, products = x.shape[1] - 1, (x.mT @ x).numpy()
+    directions = linalg.eigh(products, subset_by_index=(max(last - components + 1, 0), last))[1]
+    return torch.from_numpy(directions[:, ::-1].copy())
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c023
 def by_classes(
@@ -183,23 +196,30 @@ def by_classes(
     seed: int = 0,
 ) -> dict: # bound -> `Nats`; with BA, the classifier's own
     "I(z; class) by a classifier, on its own and as the critic of contrastive bounds."
-    log_q, labels, groups = as_numbers(log_q, "log_q").astype(np.float64, copy=False), as_label_array(labels), as_label_array(groups, "groups")
+    log_q = as_numbers(log_q, "log_q").astype(np.float64, copy=False)
+    labels, groups = as_label_array(labels), as_label_array(groups, "groups")
     factor, known = Factor(labels), np.flatnonzero(labels >= 0)
     items = np.random.default_rng(seed).choice(known, size=(times, batch)) # with replacement: see below
     log_p = np.log(np.maximum(np.bincount(labels[known], minlength=log_q.shape[1]), 1)/len(known))
     scores = torch.from_numpy((log_q - log_p)[items[:, :, None], labels[items][:, None]])
-    return {"BA": Nats(estimate(score(log_q, factor)["nats"], groups), factor.entropy(), batch)} | read_off(scores, items, groups)
+    own = Nats(estimate(score(log_q, factor)["nats"], groups), factor.entropy(), batch)
+    return {"BA": own} | read_off(scores, items, groups)
 
-def identities(known: Sample, feature: str, m: int, folds: int = 4, seed: int = 0, shuffled: bool = False) -> dict: # bound -> `Nats`
+def identities(
+    known: Sample, feature: str, m: int, folds: int = 4, seed: int = 0, shuffled: bool = False,
+) -> dict: # bound -> `Nats`
     "I(z; y) of people whom the classifier has been shown, in one modality, on other images of theirs."
     part = known.where(known.modality == m)
     y = _mixed(np.unique(part.identity, return_inverse=True)[1], seed, shuffled)
     return by_classes(class_means(part.features[feature], y, image_splits(y, folds, seed)), y, part.groups, seed=seed)
 
-def modalities(sample: Sample, feature: str, folds: int = 5, seed: int = 0, shuffled: bool = False) -> dict: # bound -> `Nats`
+def modalities(
+    sample: Sample, feature: str, folds: int = 5, seed: int = 0, shuffled: bool = False,
+) -> dict: # bound -> `Nats`
     "I(z; modality) by a linear probe, on people that it has not been shown."
     labels = _mixed(sample.modality.astype(np.int64), seed, shuffled)
-    return by_classes(Prober(sample.features[feature], group_splits(sample.groups, folds, seed))(labels[None])[0], labels, sample.groups, seed=seed)
+    prober = Prober(sample.features[feature], group_splits(sample.groups, folds, seed))
+    return by_classes(prober(labels[None])[0], labels, sample.groups, seed=seed)
 
 def _mixed(labels, seed, shuffled): return np.random.default_rng(seed).permutation(labels) if shuffled else labels
 
@@ -211,10 +231,13 @@ def doubts(
     said = []
     for r in table.itertuples():
         reasons = {
-            "near the ceiling of this bound, and short for it": r.bound in BOUNDS and shortfall(r.value, r.ceiling) > .25,
+            "near the ceiling of this bound, and short for it":
+                r.bound in BOUNDS and shortfall(r.value, r.ceiling) > .25,
             "the interval holds 0: nothing was found, which does not say that nothing is there": r.low <= 0,
-            "few pairs for so many nats: those that decide are rarely in a batch, and the interval does not show it": r.bound == "ML-CPC" and too_few(r.value, r.n),
-            "much more on the people that the critic learned from: it knows them by heart, and is weak on others": r.gap > max(.5, .3*abs(r.value)),
+            "few pairs for so many nats: those that decide are rarely in a batch, and the interval does not show it":
+                r.bound == "ML-CPC" and too_few(r.value, r.n),
+            "much more on the people that the critic learned from: it knows them by heart, and is weak on others":
+                r.gap > max(.5, .3*abs(r.value)),
             "shuffled pairs give more than nothing": r.null_high > max(.1, .2*abs(r.value)),
             "less than 20 independent groups: a rough interval": r.groups < 20,
         }
@@ -227,7 +250,8 @@ def order_broken(
 ) -> pd.DataFrame: # about, images, branch, nats
     "z is computed from v and cannot know more: where its bound is higher, v's is too low by at least the difference."
     keys = ["about", "images", "critic", "bound", "branch"]
-    v, z = (table[table.feature.str.startswith(f"{x} ")].assign(branch=lambda t: t.feature.str[2:]).set_index(keys).value for x in "vz")
+    table = table.assign(branch=table.feature.str[2:])
+    v, z = (table[table.feature.str.startswith(f"{x} ")].set_index(keys).value for x in "vz")
     excess = (z - v).dropna()
     return excess[excess > least].groupby(["about", "images", "branch"], sort=False).max().rename("nats").reset_index()
 
@@ -243,8 +267,12 @@ def measure(
     rows, people = [], (sample.identity, sample.modality, sample.groups)
     for feature in tqdm(sample.features, desc="bounds", unit="feature", disable=not progress):
         x = sample.features[feature]
-        for critic in critics: rows += _rows(feature, "visible; infrared", "both", critic, lambda **o: across(x, *people, critic, **o), seed)
-        for m in (0, 1) if known else (): rows += _rows(feature, "identity", MODALITIES[m], "class means", lambda **o: identities(known, feature, m, **o), seed)
+        for critic in critics:
+            shared = lambda **o: across(x, *people, critic, **o)
+            rows += _rows(feature, "visible; infrared", "both", critic, shared, seed)
+        for m in (0, 1) if known else ():
+            told = lambda **o: identities(known, feature, m, **o)
+            rows += _rows(feature, "identity", MODALITIES[m], "class means", told, seed)
         rows += _rows(feature, "modality", "both", "linear probe", lambda **o: modalities(sample, feature, **o), seed)
     table = pd.DataFrame(rows)
     return table.assign(remark=doubts(table))
@@ -252,8 +280,13 @@ def measure(
 def _rows(feature, about, images, critic, f, seed): # a row a bound
     true, null = (f(seed=seed, shuffled=s) for s in (False, True))
     where = dict(feature=feature, about=about, images=images, critic=critic)
-    return [where | dict(bound=name, alpha=_alpha(name, x), n=round(x.n), groups=len(x.estimate.pull), value=x.estimate.value, **dict(zip(("low", "high"), x.estimate.interval())),
-                         null=null[name].estimate.value, null_high=null[name].estimate.interval()[1], ceiling=x.ceiling, gap=x.gap) for name, x in true.items()]
+    rows = []
+    for name, x in true.items():
+        (low, high), nothing = x.estimate.interval(), null[name].estimate
+        rows.append(where | dict(bound=name, alpha=_alpha(name, x), n=round(x.n), groups=len(x.estimate.pull),
+            value=x.estimate.value, low=low, high=high, null=nothing.value, null_high=nothing.interval()[1],
+            ceiling=x.ceiling, gap=x.gap))
+    return rows
 
 def _alpha(name, nats): return BOUNDS[name][1](round(nats.n)) if name in BOUNDS else math.nan
 
@@ -268,7 +301,9 @@ def measure_run(
     ready = run_dir if isinstance(run_dir, Audit) else open_audit(run_dir, **options)
     table = measure(ready.sample, ready.known, seed=ready.seed, progress=progress)
     what = {k: ready.columns[k] for k in ("dataset", "method", "seed", "split")}
-    return pd.DataFrame({**{k: [v]*len(table) for k, v in what.items()}, **table}).assign(**{k: v for k, v in ready.columns.items() if k not in what}, seconds=round(time.perf_counter() - started, 1))
+    rest = {k: v for k, v in ready.columns.items() if k not in what}
+    table = pd.DataFrame({**{k: [v]*len(table) for k, v in what.items()}, **table})
+    return table.assign(**rest, seconds=round(time.perf_counter() - started, 1))
 
 def measure_text(
     table: pd.DataFrame, # of `measure_run`
@@ -276,15 +311,22 @@ def measure_text(
 ) -> str: # lines of text
     "A line a quantity and feature; below, what should keep one from believing it."
     some = table[(table.about != "visible; infrared") | (table.critic == critic)]
-    lines = [f"{'at least so many nats (ceiling of the bound)':44}" + "".join(f"{name:>22}" for name in ("BA", *BOUNDS))]
+    bounds = ("BA", *BOUNDS)
+    lines = [f"{'at least so many nats (ceiling of the bound)':44}" + "".join(f"{name:>22}" for name in bounds)]
     for (about, images, feature), part in some.groupby(["about", "images", "feature"], sort=False):
         part = part.set_index("bound")
-        cell = lambda name: f"{part.value[name]:.2f} ±{(part.high - part.low)[name]/2:.2f} ({part.ceiling[name]:.2f})" if name in part.index else ""
-        lines.append(f"{'I(' + about + ')' + f', {images}'*(images != 'both'):28}{feature:16}" + "".join(f"{cell(name):>22}" for name in ("BA", *BOUNDS)))
+        half = (part.high - part.low)/2
+        cells = {b: f"{part.value[b]:.2f} ±{half[b]:.2f} ({part.ceiling[b]:.2f})" for b in part.index}
+        what = f"I({about})" if images == "both" else f"I({about}), {images}"
+        lines.append(f"{what:28}{feature:16}" + "".join(f"{cells.get(b, ''):>22}" for b in bounds))
     reasons = some.assign(remark=some.remark.str.split("; ")).explode("remark")
     for remark, part in reasons[reasons.remark != ""].groupby("remark", sort=False):
-        lines.append(f"careful: {remark}: " + ", ".join(dict.fromkeys(f"I({r.about}) by {r.bound}" for r in part.itertuples())))
-    lines += [f"careful: I({r.about})" + f", {r.images}"*(r.images != "both") + f", {r.branch}: z gives {r.nats:.2f} nats more than v, of which it is computed, so v's value is too low by at least that" for r in order_broken(some).itertuples()]
+        values = dict.fromkeys(f"I({r.about}) by {r.bound}" for r in part.itertuples())
+        lines.append(f"careful: {remark}: " + ", ".join(values))
+    for r in order_broken(some).itertuples():
+        what = f"I({r.about})" if r.images == "both" else f"I({r.about}), {r.images}"
+        lines.append(f"careful: {what}, {r.branch}: z gives {r.nats:.2f} nats more than v, of which it is computed, "
+            "so v's value is too low by at least that")
     return "\n".join(lines)
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c033
@@ -296,18 +338,23 @@ def plot_bounds(
     "Each quantity of each feature by each bound, with intervals; ceilings are drawn where values come near them."
     some = table[(table.about != "visible; infrared") | (table.critic == critic)]
     panels = list(dict.fromkeys(zip(some.about, some.images)))
-    fig, axes = new_axes(1, len(panels), figsize=(3.9*len(panels), 1.4 + .5*some.feature.nunique()), layout="constrained", sharey=True, squeeze=False)
-    looks = dict(zip(("BA", *BOUNDS), ((-.2, "s", "#777777"), (0., "o", COLOURS["orange"]), (.2, "D", COLOURS["purple"]))))
+    fig, axes = new_axes(1, len(panels), figsize=(3.9*len(panels), 1.4 + .5*some.feature.nunique()),
+        layout="constrained", sharey=True, squeeze=False)
+    styles = ((-.2, "s", "#777777"), (0., "o", COLOURS["orange"]), (.2, "D", COLOURS["purple"]))
+    looks = dict(zip(("BA", *BOUNDS), styles))
     features = list(dict.fromkeys(some.feature))
     for ax, (about, images) in zip(axes[0], panels):
         part = some[(some.about == about) & (some.images == images)]
         for r in part.itertuples():
             dy, marker, colour = looks[r.bound]
             y = features.index(r.feature) + dy
-            ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]], fmt=marker, color=colour, ms=6, capsize=2, lw=1.3, label=r.bound)
+            ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]],
+                fmt=marker, color=colour, ms=6, capsize=2, lw=1.3, label=r.bound)
             ax.plot([r.ceiling]*2, [y - .09, y + .09], color=colour, lw=2.5, label=f"ceiling of {r.bound}")
-        ax.set(title=f"I({about})" + f", {images}"*(images != "both"), xlabel="nats", yticks=range(len(features)), yticklabels=features, ylim=(len(features) - .5, -.5))
-        ax.set_xlim(min(0, part.low.min()), 1.25*part.high.max()); ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
+        ax.set(title=f"I({about})" if images == "both" else f"I({about}), {images}", xlabel="nats",
+            yticks=range(len(features)), yticklabels=features, ylim=(len(features) - .5, -.5))
+        ax.set_xlim(min(0, part.low.min()), 1.25*part.high.max())
+        ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
     handles = {label: handles[label] for label in sorted(handles, key=lambda l: l.startswith("ceiling"))}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=6)
@@ -320,7 +367,7 @@ def write_bounds(
     progress: bool = False, # show a bar
 ) -> tuple: # (table, paths of what was written)
     "Measure a run; table and picture into its folder."
-    from vdistill.looking.report import save_figure
     table = measure_run(ready, progress)
     write_csv(Path(run_dir)/f"{name}_bounds.csv", table)
-    return table, [Path(run_dir)/f"{name}_bounds.csv", save_figure(plot_bounds(table), Path(run_dir)/f"{name}_bounds.png")]
+    picture = save_figure(plot_bounds(table), Path(run_dir)/f"{name}_bounds.png")
+    return table, [Path(run_dir)/f"{name}_bounds.csv", picture]

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import InputError, as_array, as_numbers, as_tensor
-from ..reid.data import MODALITIES
+from ..reid.records import MODALITIES
 from .plots import plot_attention, plot_cameras
-from .report import Search, ranked_figure, save_figure, search_distances, search_features, searches, slug
+from .report import Search, ranked_figure, save_figure
+from .report import search_distances, search_features, searches, slug
 from ..reid.retrieval import check_distances, refuse_infinite, as_identities, retrieval_scores
-from ..reid.training import load_run, write_csv
+from ..reid.runs import load_run, write_csv
 
 # %% ../../nbs/looking/25b_cases.ipynb #c009
 OUTCOMES = ("found", "missed", "no match") # at the first place; nothing to find
@@ -29,18 +30,20 @@ def margins(
     query_ids, # `(Q,)`
     gallery_ids, # `(G,)`
     exclude=None, # `(Q, G)` bool, True: this pair does not count
-) -> pd.DataFrame: # a row a query: query, identity, outcome, first_rank, average_precision, margin, match, match_distance, other, other_identity, other_distance
-    "Eq. (1) for every query. `match` and `other` are positions in the gallery, -1 where there is none, the earlier one of a tie; their distances are then NaN."
+) -> pd.DataFrame: # query, identity, outcome, first_rank, average_precision, margin, match(_distance), other(_…)
+    "Eq. (1) for every query. `match`, `other`: positions, the earlier of a tie; -1, at distance NaN, if there is none."
     d, exclude = check_distances(distances, exclude)
     refuse_infinite(d, exclude)
-    d, q, g = d.cpu().numpy().astype(np.float64), as_identities(query_ids, "query_ids", len(d)), as_identities(gallery_ids, "gallery_ids", d.shape[1])
+    d = d.cpu().numpy().astype(np.float64)
+    q, g = as_identities(query_ids, "query_ids", len(d)), as_identities(gallery_ids, "gallery_ids", d.shape[1])
     counts = np.ones(d.shape, bool) if exclude is None else ~exclude.cpu().numpy()
     same = q[:, None] == g
     (match, near), (other, far) = (_nearest(d, pairs & counts) for pairs in (same, ~same))
     scores = retrieval_scores(d, q, g, exclude=exclude) if (match >= 0).any() else None
     rank, precision = (0, np.nan) if scores is None else (scores.first_rank, scores.average_precision)
-    table = pd.DataFrame(dict(query=np.arange(len(q)), identity=q, first_rank=rank, average_precision=precision, margin=far - near, match=match, match_distance=near,
-                              other=other, other_identity=pd.Series(g[other]).where(other >= 0), other_distance=far))
+    whose = pd.Series(g[other]).where(other >= 0)
+    table = pd.DataFrame(dict(query=np.arange(len(q)), identity=q, first_rank=rank, average_precision=precision,
+        margin=far - near, match=match, match_distance=near, other=other, other_identity=whose, other_distance=far))
     table.insert(2, "outcome", np.select([match < 0, table.first_rank == 1], ["no match", "found"], "missed"))
     return table
 
@@ -70,8 +73,10 @@ def failure_figure(
     if not len(some): raise InputError(f"none of {valid} queries missed: there is no failure to draw")
     titles = [f"margin −{-m:.3f}" for m in some.margin]
     labels = [f"{d:.2f}, rank {k}" for d, k in zip(some.match_distance, some.first_rank)]
-    head = f"{(table.outcome == 'missed').sum()} of {valid} {MODALITIES[search.asking]} queries missed; the {len(some)} most confident mistakes"
-    return ranked_figure(dataset, search, distances, some["query"].to_numpy(), depth, some.match.to_numpy(), titles=titles, answer_labels=labels, title=head)
+    lost, asking = (table.outcome == "missed").sum(), MODALITIES[search.asking]
+    head = f"{lost} of {valid} {asking} queries missed; the {len(some)} most confident mistakes"
+    return ranked_figure(dataset, search, distances, some["query"].to_numpy(), depth, some.match.to_numpy(),
+        titles=titles, answer_labels=labels, title=head)
 
 # %% ../../nbs/looking/25b_cases.ipynb #c021
 def camera_table(
@@ -83,7 +88,8 @@ def camera_table(
     exclude=None, # `(Q, G)` bool, True: this pair does not count
 ) -> pd.DataFrame: # query_camera, gallery_camera, queries, valid, rank-1, mAP (percent, NaN where no query is valid)
     "Scores of each query camera against each gallery camera; `all` stands for every camera of that side."
-    distances, q_ids, g_ids = as_numbers(distances, "distances"), as_array(query_ids, "query_ids"), as_array(gallery_ids, "gallery_ids")
+    distances = as_numbers(distances, "distances")
+    q_ids, g_ids = as_array(query_ids, "query_ids"), as_array(gallery_ids, "gallery_ids")
     exclude = np.zeros(distances.shape, bool) if exclude is None else as_numbers(exclude, "exclude")
     rows = []
     for q_camera, q in _by_camera(query_cameras):
@@ -134,7 +140,7 @@ def attention_maps(
     embed, # an `Embedder`
     images: Tensor, # `(B, 3, H, W)` uint8
     modality: int, # 0 visible, 1 infrared
-    target: Tensor|None, # features `(B, d)` or `(1, d)`: the cosine similarity to them is explained; None: the feature's length
+    target: Tensor|None, # features `(B, d)` or `(1, d)`: cosine similarity to them is explained; None: the length
     feature: str = "v shared", # its name
     weights: str = "channel", # gradients: their mean, Grad-CAM, eq. (2); or `element` by element, eq. (3)
     batch_size: int = 16,
@@ -143,20 +149,24 @@ def attention_maps(
     if weights not in WEIGHTS: raise InputError(f"weights {weights!r}: choose {' or '.join(map(repr, WEIGHTS))}")
     score = _scorer(target, len(images))
     with evaluating(embed.model):
-        parts = [_small_map(embed, images[i:i + batch_size], modality, lambda f: score(f, i), feature, weights) for i in range(0, len(images), batch_size)]
+        part = lambda i: _small_map(embed, images[i:i + batch_size], modality, lambda f: score(f, i), feature, weights)
+        parts = [part(i) for i in range(0, len(images), batch_size)]
     maps = F.interpolate(torch.cat(parts)[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     return maps/maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 def _scorer(target, n): # (features `(B, d)`, number of the first of them) -> `(B,)`
     if target is None: return lambda f, start: f.norm(dim=1)
     target = as_tensor(target)
-    if target.ndim != 2 or len(target) not in (1, n): raise InputError(f"target has shape {tuple(target.shape)}; needed: a feature for each of {n} images, or one for all, (1, d)")
+    if target.ndim != 2 or len(target) not in (1, n):
+        raise InputError(f"target has shape {tuple(target.shape)}; needed: a feature for each of {n} images, "
+            "or one for all, (1, d)")
     return lambda f, start: F.cosine_similarity(f, target.expand(n, -1)[start:start + len(f)].to(f))
 
 def _small_map(embed, images, modality, score, feature, weights): # `(B, h, w)`, not negative
     with torch.enable_grad(), last_map(embed.model.shared.encoder.backbone) as kept:
         f = _named(embed.model.embed((images.to(embed.device).float()/255).requires_grad_(), modality), feature)
-        if kept[0] is None: raise InputError("the shared backbone has no convolution that gives a map; there is nothing to look at")
+        if kept[0] is None:
+            raise InputError("the shared backbone has no convolution that gives a map; there is nothing to look at")
         gradient, = torch.autograd.grad(score(f).sum(), kept[0])
     if weights == "channel": gradient = gradient.mean((2, 3), keepdim=True)
     return (gradient*kept[0].detach()).sum(1).relu().float().cpu()
@@ -191,7 +201,8 @@ def occlusion_maps(
     return fall/times
 
 # %% ../../nbs/looking/25b_cases.ipynb #c039
-_COLUMNS = ((0, None), (0, 1), (1, None), (1, 0), (0, 2), (2, None), (2, 0)) # which image, and towards which; 0 the query, 1 the right one, 2 the wrong one
+# which image, and towards which; 0 the query, 1 the right one, 2 the wrong one
+_COLUMNS = ((0, None), (0, 1), (1, None), (1, 0), (0, 2), (2, None), (2, 0))
 
 def attention_figure(
     dataset, # a `ReIDDataset`
@@ -206,11 +217,14 @@ def attention_figure(
     images, modality = [dataset.images(r) for r in rows], (search.asking, 1 - search.asking, 1 - search.asking)
     vectors = [embed(x, m)[feature] for x, m in zip(images, modality)]
     blank = torch.full((len(some), *images[0].shape[-2:]), torch.nan)
-    maps = [blank if to is None else attention_maps(embed, images[of], modality[of], vectors[to], feature, weights) for of, to in _COLUMNS]
+    seen = lambda of, to: attention_maps(embed, images[of], modality[of], vectors[to], feature, weights)
+    maps = [blank if to is None else seen(of, to) for of, to in _COLUMNS]
     labels = [["", "", f"{a:.2f}", "", "", f"{b:.2f}", ""] for a, b in zip(some.match_distance, some.other_distance)]
-    return plot_attention(torch.stack([images[of] for of, _ in _COLUMNS], 1), torch.stack(maps, 1), ("query", "→ right", "right", "→ query", "→ wrong", "wrong", "→ query"),
-                          [[-1, -1, 1, -1, -1, 0, -1]]*len(some), labels, [f"rank {k}" for k in some.first_rank], (1, 4),
-                          f"What speaks for the likeness in {feature}: {MODALITIES[search.asking]} queries, maps of the shared branch")
+    shown, maps = torch.stack([images[of] for of, _ in _COLUMNS], 1), torch.stack(maps, 1)
+    heads, right = ("query", "→ right", "right", "→ query", "→ wrong", "wrong", "→ query"), [-1, -1, 1, -1, -1, 0, -1]
+    title = f"What speaks for the likeness in {feature}: {MODALITIES[search.asking]} queries, maps of the shared branch"
+    return plot_attention(shown, maps, heads, [right]*len(some), labels, [f"rank {k}" for k in some.first_rank],
+        (1, 4), title)
 
 # %% ../../nbs/looking/25b_cases.ipynb #c044
 def write_cases(
@@ -229,9 +243,11 @@ def write_cases(
     ids, cameras = (dataset.records[c].to_numpy() for c in ("identity", "camera"))
     cases, cells, figures = [], [], {}
     for search in found:
-        d, about = search_distances(search, rows, features), dict(direction=search.direction, feature=feature, protocol=search.protocol)
+        d = search_distances(search, rows, features)
+        about = dict(direction=search.direction, feature=feature, protocol=search.protocol)
         table = margins(d, ids[search.query], ids[search.gallery], search.exclude)
-        cells.append(camera_table(d, ids[search.query], ids[search.gallery], cameras[search.query], cameras[search.gallery], search.exclude).assign(**about))
+        sides = ids[search.query], ids[search.gallery], cameras[search.query], cameras[search.gallery]
+        cells.append(camera_table(d, *sides, search.exclude).assign(**about))
         cases.append(_with_records(dataset, search, table).assign(**about))
         if not len(some := worst(table, queries)): continue
         figures[f"failures_{slug(search.direction)}"] = failure_figure(dataset, search, d, table, queries, depth)
@@ -250,7 +266,9 @@ def _with_records(dataset, search, table): # positions become records, with came
     for name, side in (("query", search.query), ("match", search.gallery), ("other", search.gallery)):
         there, row = table[name].to_numpy() >= 0, side[table[name]]
         columns = {name: row, f"{name}_camera": records.camera.to_numpy()[row]}
-        table = table.assign(**{k: pd.Series(v, dtype="Int64").where(there, nothing) for k, v in columns.items()}, **{f"{name}_image": image.iloc[row].reset_index(drop=True).where(there, nothing)})
+        columns = {k: pd.Series(v, dtype="Int64").where(there, nothing) for k, v in columns.items()}
+        columns[f"{name}_image"] = image.iloc[row].reset_index(drop=True).where(there, nothing)
+        table = table.assign(**columns)
     return table
 
 # %% ../../nbs/looking/25b_cases.ipynb #c045
@@ -259,18 +277,26 @@ def cases_text(
 ) -> str: # a few lines
     "How many queries missed, the worst of them, and the hardest pair of cameras."
     run_dir = Path(run_dir)
-    if not (run_dir/"cases.csv").is_file(): raise InputError(f"{run_dir} has no cases.csv; `write_cases` makes it from a finished run")
-    cases, cells = pd.read_csv(run_dir/"cases.csv"), pd.read_csv(run_dir/"cameras.csv", dtype=dict(query_camera=str, gallery_camera=str))
-    return "\n".join(line for direction, part in cases.groupby("direction", sort=False) for line in _told(part, cells[cells.direction == direction]))
+    if not (run_dir/"cases.csv").is_file():
+        raise InputError(f"{run_dir} has no cases.csv; `write_cases` makes it from a finished run")
+    cases = pd.read_csv(run_dir/"cases.csv")
+    cells = pd.read_csv(run_dir/"cameras.csv", dtype=dict(query_camera=str, gallery_camera=str))
+    return "\n".join(line for direction, part in cases.groupby("direction", sort=False)
+        for line in _told(part, cells[cells.direction == direction]))
 
 def _told(cases, cells):
     first, valid = cases.iloc[0], cases[cases.outcome != "no match"]
     some = worst(valid, 1)
     none = f"; {len(cases) - len(valid)} have nobody to find" if len(valid) < len(cases) else ""
-    yield f"{first.direction}, {first.feature}: {(valid.outcome == 'missed').sum()} of {len(valid)} queries missed{none}; {first.protocol}"
+    missed = f"{(valid.outcome == 'missed').sum()} of {len(valid)} queries missed{none}"
+    yield f"{first.direction}, {first.feature}: {missed}; {first.protocol}"
     named = lambda image: image if isinstance(image, str) else f"record {image}"
-    for row in some.itertuples(): yield f"  worst: {named(row.query_image)} (camera {row.query_camera}), margin {row.margin:.3f}, first right image at rank {row.first_rank}; taken for {named(row.other_image)}"
+    for row in some.itertuples():
+        yield (f"  worst: {named(row.query_image)} (camera {row.query_camera}), margin {row.margin:.3f}, "
+            f"first right image at rank {row.first_rank}; taken for {named(row.other_image)}")
     if _one_cell(cells): return (yield "  one camera asks and one is searched: no table by camera")
-    single = cells[(cells.query_camera != "all") & (cells.gallery_camera != "all")].dropna(subset="rank-1").sort_values("rank-1", kind="stable")
+    single = cells[(cells.query_camera != "all") & (cells.gallery_camera != "all")].dropna(subset="rank-1")
+    single = single.sort_values("rank-1", kind="stable")
     for word, cell in zip(("hardest", "easiest"), (single.iloc[0], single.iloc[-1])):
-        yield f"  {word} pair: camera {cell.query_camera} asks camera {cell.gallery_camera}, rank-1 {cell['rank-1']:.1f} % of {cell.valid} queries"
+        yield (f"  {word} pair: camera {cell.query_camera} asks camera {cell.gallery_camera}, "
+            f"rank-1 {cell['rank-1']:.1f} % of {cell.valid} queries")

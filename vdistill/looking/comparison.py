@@ -23,11 +23,13 @@ from ..reid.cache import by_parts
 from ..reid.checkpoints import same_data
 from ..reid.config import METHODS, read_yaml
 from ..core import InputError, half_width, optional, plain
-from ..reid.data import as_spec, load_dataset, shown
+from ..reid.data import as_spec, load_dataset
+from ..reid.records import shown
 from ..reid.models import front_end
 from ..reid.evaluation import (DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features,
     mean_over_draws, pixel_features, protocol_text, results_frame, retrieval_scores, run_columns, scene_scores)
-from ..reid.training import TrainConfig, Trainer, configure, load_run, read_config, write_csv
+from ..reid.runs import load_run, read_config, write_csv
+from ..reid.training import TrainConfig, Trainer, configure
 
 # %% ../../nbs/looking/23_comparison.ipynb #c005
 @dataclasses.dataclass(frozen=True)

@@ -19,15 +19,18 @@ from tqdm.auto import tqdm
 from ..reid.archives import is_image
 from ..reid.checkpoints import WEIGHTS
 from ..core import InputError, atomic_path, generator, optional
-from ..reid.data import MODALITIES, MODALITY_WORDS, DataWarning, _resized, as_size, complain, load_dataset, read_all, read_image
+from ..reid.data import load_dataset
+from ..reid.manifests import MODALITY_WORDS
+from ..reid.records import MODALITIES, DataWarning, as_size, complain
+from ..reid.records import resized, read_all, read_image
 from ..reid.evaluation import pairwise_distances, run_columns
-from ..reid.training import autocast, load_run
+from ..reid.runs import autocast, load_run
 
 # %% ../../nbs/looking/26_embedding.ipynb #c008
 def find_images(
     paths, # files and folders, or one of them
 ) -> list: # paths; those of a folder sorted, each once
-    "Image files, by name and out of folders; raises one `InputError` that names all that is not there, no image or empty."
+    "Image files, by name and out of folders; one `InputError` names all that is not there, no image or empty."
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths: raise InputError("no image was named; pass image files, or folders of them")
     found, faults = [], []
@@ -53,7 +56,9 @@ def as_modality(
 ) -> int: # 0 visible, 1 infrared
     "The code of a modality; nothing is guessed."
     code = MODALITY_WORDS.get(str(word).strip().lower())
-    if code is None: raise InputError(f"modality {word!r}: say {' or '.join(MODALITIES)}; a network reads them differently, and no file tells which it is")
+    if code is None:
+        raise InputError(f"modality {word!r}: say {' or '.join(MODALITIES)}; a network reads them differently, "
+            "and no file tells which it is")
     return code
 
 def feature_names(
@@ -80,11 +85,13 @@ def embed_images(
 ) -> dict: # feature name -> `(n, d)` float32
     "Decode and resize as in training, then embed; one `InputError` names every file that cannot be read."
     code, names, size, paths = as_modality(modality), feature_names(embed, features), _size(embed), list(paths)
-    if batch_size < 1 or not paths: raise InputError(f"{len(paths)} images in batches of {batch_size}: pass at least one, in batches of at least 1")
+    if batch_size < 1 or not paths:
+        raise InputError(f"{len(paths)} images in batches of {batch_size}: "
+            "pass at least one, in batches of at least 1")
     parts, faults = [], []
     with tqdm(total=len(paths), desc="embed", unit="image", disable=not progress) as bar:
         for batch in (paths[start:start + batch_size] for start in range(0, len(paths), batch_size)):
-            pixels, bad = read_all(lambda path: _resized(read_image(path), size), batch)
+            pixels, bad = read_all(lambda path: resized(read_image(path), size), batch)
             faults += bad
             bar.update(len(batch))
             if faults: continue
@@ -105,7 +112,8 @@ class Embeddings:
     def __len__(self): return len(self.path)
 
     def frame(self) -> pd.DataFrame: # path, modality, and a column of arrays for each feature
-        return pd.DataFrame(dict(path=self.path, modality=self.modality) | {name: list(x) for name, x in self.features.items()})
+        features = {name: list(x) for name, x in self.features.items()}
+        return pd.DataFrame(dict(path=self.path, modality=self.modality) | features)
 
 # %% ../../nbs/looking/26_embedding.ipynb #c015
 def describe_run(
@@ -116,13 +124,16 @@ def describe_run(
     "What has to be known about a run wherever its features go."
     config = embed.config
     kind, colon, where = config.dataset.partition(":")
-    return dict(run=Path(run).resolve().name, weights=hashlib.sha256((Path(run)/WEIGHTS).read_bytes()).hexdigest(), dataset=kind + colon + Path(where).name,
-                method=config.method, seed=config.seed, headline=headline, image_size=list(_size(embed)), normalised=False,
-                precision=_precision(embed), **run_columns(embed.device))
+    weights = hashlib.sha256((Path(run)/WEIGHTS).read_bytes()).hexdigest()
+    return dict(run=Path(run).resolve().name, weights=weights, dataset=kind + colon + Path(where).name,
+        method=config.method, seed=config.seed, headline=headline, image_size=list(_size(embed)), normalised=False,
+        precision=_precision(embed), **run_columns(embed.device))
 
 def _precision(embed): # the type in which it multiplies, by name
     kind = embed.device.type
-    with autocast(embed.device, embed.config.precision): return str(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32).removeprefix("torch.")
+    with autocast(embed.device, embed.config.precision):
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return str(dtype).removeprefix("torch.")
 
 def embed_run(
     run, # folder of a run
@@ -138,15 +149,18 @@ def embed_run(
     embed, headline = load_run(run, device)
     wanted = headline if feature is None else None if feature == "all" else feature
     features = embed_images(embed, paths, modality, wanted, batch_size, progress)
-    return Embeddings(np.array(list(map(str, paths))), np.full(len(paths), MODALITIES[code]), features, describe_run(run, embed, headline))
+    about = describe_run(run, embed, headline)
+    return Embeddings(np.array(list(map(str, paths))), np.full(len(paths), MODALITIES[code]), features, about)
 
 # %% ../../nbs/looking/26_embedding.ipynb #c020
 def _extra(name): # a module of the extra `export`
     module, why = optional(name)
     if module: return module
-    raise InputError(f"this needs {name.partition('.')[0]}, which {why}: pip install vdistill[export]" + ", or write .npz"*name.startswith("pyarrow"))
+    instead = ", or write .npz" if name.startswith("pyarrow") else ""
+    raise InputError(f"this needs {name.partition('.')[0]}, which {why}: pip install vdistill[export]{instead}")
 
-def _write_npz(file, e): np.savez(file, path=e.path, modality=e.modality, metadata=np.array(json.dumps(e.about)), **e.features)
+def _write_npz(file, e):
+    np.savez(file, path=e.path, modality=e.modality, metadata=np.array(json.dumps(e.about)), **e.features)
 
 def _read_npz(file):
     with np.load(file, allow_pickle=False) as z: arrays = {name: z[name] for name in z.files}
@@ -157,18 +171,22 @@ def _read_npz(file):
 def _write_parquet(file, e):
     pa, pq = _extra("pyarrow"), _extra("pyarrow.parquet")
     columns = dict(path=pa.array(e.path.tolist()), modality=pa.array(e.modality.tolist()))
-    columns |= {name: pa.FixedSizeListArray.from_arrays(pa.array(x.ravel(), pa.float32()), x.shape[1]) for name, x in e.features.items()}
-    pq.write_table(pa.table(columns).replace_schema_metadata({"vdistill": json.dumps(e.about)}), file, use_dictionary=False)
+    fixed = lambda x: pa.FixedSizeListArray.from_arrays(pa.array(x.ravel(), pa.float32()), x.shape[1])
+    columns |= {name: fixed(x) for name, x in e.features.items()}
+    table = pa.table(columns).replace_schema_metadata({"vdistill": json.dumps(e.about)})
+    pq.write_table(table, file, use_dictionary=False)
 
 def _read_parquet(file):
     table = _extra("pyarrow.parquet").read_table(file)
     about = json.loads(table.schema.metadata[b"vdistill"])
     path, modality = (np.array(table[name].to_pylist()) for name in ("path", "modality"))
-    features = {name: table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1) for name in table.column_names if name not in ("path", "modality")}
+    plain = lambda name: table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    features = {name: plain(name) for name in table.column_names if name not in ("path", "modality")}
     return Embeddings(path, modality, features, about)
 
 # %% ../../nbs/looking/26_embedding.ipynb #c022
-FILES = {".npz": (_write_npz, _read_npz), ".parquet": (_write_parquet, _read_parquet)} # ending -> how it is written and read
+# ending -> how it is written and read
+FILES = {".npz": (_write_npz, _read_npz), ".parquet": (_write_parquet, _read_parquet)}
 
 def check_embedding_file(
     file, # ends in .npz or .parquet
@@ -195,7 +213,8 @@ def read_embeddings(
     if not file.is_file(): raise InputError(f"no file {file}; embeddings are written by `vdistill embed`")
     try: return FILES[file.suffix][1](file)
     except Exception as e: # a foreign file can fail in any way
-        raise InputError(f"{file} holds no embeddings of vdistill, or not all of them ({type(e).__name__}); write it again") from None
+        raise InputError(f"{file} holds no embeddings of vdistill, or not all of them ({type(e).__name__}); "
+            "write it again") from None
 
 # %% ../../nbs/looking/26_embedding.ipynb #c027
 def nearest(
@@ -207,14 +226,17 @@ def nearest(
     "The gallery images nearest to each query."
     feature = feature or next(iter(queries.features))
     for side, e in dict(queries=queries, gallery=gallery).items():
-        if feature not in e.features: raise InputError(f"{side} have no feature {feature!r}; they have {', '.join(e.features)}")
+        if feature not in e.features:
+            raise InputError(f"{side} have no feature {feature!r}; they have {', '.join(e.features)}")
     a, b = (e.about.get("weights") for e in (queries, gallery))
-    if a != b: raise InputError(f"queries and gallery come from two networks (weights {str(a)[:8]} and {str(b)[:8]}), so distances between them mean nothing; embed both with one run")
+    if a != b:
+        raise InputError(f"queries and gallery come from two networks (weights {str(a)[:8]} and {str(b)[:8]}), "
+            "so distances between them mean nothing; embed both with one run")
     distances = pairwise_distances(queries.features[feature], gallery.features[feature]).numpy()
     order = distances.argsort(1, kind="stable")[:, :k]
     rows = order.shape[1]
-    return pd.DataFrame(dict(query=queries.path.repeat(rows), rank=np.tile(np.arange(1, rows + 1), len(queries)), path=gallery.path[order.ravel()],
-                             distance=np.take_along_axis(distances, order, 1).ravel()))
+    return pd.DataFrame(dict(query=queries.path.repeat(rows), rank=np.tile(np.arange(1, rows + 1), len(queries)),
+        path=gallery.path[order.ravel()], distance=np.take_along_axis(distances, order, 1).ravel()))
 
 # %% ../../nbs/looking/26_embedding.ipynb #c032
 class FeatureGraph(nn.Module):
@@ -240,7 +262,8 @@ def _quiet():
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with out, err, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally: logging.disable(before)
@@ -289,7 +312,9 @@ class Agreement(NamedTuple):
     random: int # made-up images that were compared
     test: int # test images of the run that were compared; 0 where its data cannot be opened
 
-    def __str__(self): return f"largest difference from the network {self.difference:.1e} of a feature's largest value, on {self.random} made-up and {self.test} test images"
+    def __str__(self):
+        return (f"largest difference from the network {self.difference:.1e} of a feature's largest value, "
+            f"on {self.random} made-up and {self.test} test images")
 
 def onnx_session(
     file, # an ONNX file
@@ -321,14 +346,15 @@ def _made_up(size, n): # noise, and below it the colour of the first pixel
     images[:, :, size[0]//2:] = images[:, :, :1, :1]
     return images
 
-def _test_images(config, code, most=32): # evenly spread over the test images of a modality; none where the data cannot be opened
+def _test_images(config, code, most=32): # evenly over a modality's test images; none where the data cannot be opened
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         try: dataset = load_dataset(config.dataset, seed=config.seed, **config.data)
         except InputError: return []
     rows = dataset.indices("test")
     rows = rows[dataset.records.modality.to_numpy()[rows] == code]
-    return [dataset.images(rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)])] if len(rows) else []
+    if not len(rows): return []
+    return [dataset.images(rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)])]
 
 def export_onnx(
     run, # folder of a run
@@ -336,17 +362,20 @@ def export_onnx(
     modality, # `visible` or `infrared`: what the file will be given
     feature: str|None = None, # None: the run's headline
 ) -> Agreement: # `.difference`, at most `TOLERANCE`
-    "Write a run's network as ONNX, from bytes to a feature, and check the file with onnxruntime; one that differs is not kept."
+    "Write a run's network, bytes to a feature, as ONNX; check it with onnxruntime; one that differs is not kept."
     code, file = as_modality(modality), Path(file).expanduser()
     if file.suffix != ".onnx": raise InputError(f"{file}: name a file that ends in .onnx")
     for name in ("onnx", "onnxscript", "onnxruntime"): _extra(name)
     embed, headline = load_run(run, "cpu")
     feature, size = *feature_names(embed, feature or headline), _size(embed)
     graph, about = FeatureGraph(embed.model, code, feature), describe_run(run, embed, headline)
-    about |= dict(modality=MODALITIES[code], feature=feature, precision="float32", input=f"images: uint8 RGB (B, 3, {size[0]}, {size[1]}), 0 to 255, resized as Pillow's BILINEAR does")
+    pixels = f"images: uint8 RGB (B, 3, {size[0]}, {size[1]}), 0 to 255, resized as Pillow's BILINEAR does"
+    about |= dict(modality=MODALITIES[code], feature=feature, precision="float32", input=pixels)
     random, test = [_made_up(size, n) for n in (1, 3, 8)], _test_images(embed.config, code)
     with atomic_path(file) as temporary:
         write_graph(graph, size, temporary, about)
         difference, absolute = compare_onnx(temporary, graph, random + test)
-        if not difference <= TOLERANCE: raise InputError(f"{file} was not kept: onnxruntime and torch differ by {difference:.1e} of a feature's largest value, more than {TOLERANCE:.0e}; try other versions of torch and onnxruntime")
+        if not difference <= TOLERANCE:
+            raise InputError(f"{file} was not kept: onnxruntime and torch differ by {difference:.1e} of a feature's "
+                f"largest value, more than {TOLERANCE:.0e}; try other versions of torch and onnxruntime")
     return Agreement(difference, absolute, sum(map(len, random)), sum(map(len, test)))

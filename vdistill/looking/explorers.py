@@ -20,7 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image as Picture, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 from ..core import InputError
-from ..reid.data import MODALITIES, load_dataset
+from ..reid.data import load_dataset
+from ..reid.records import MODALITIES
 from ..reid.evaluation import extract_features
 from ..reid.guard import Interrupted
 from .plots import COLOURS, MARKERS, MODALITY_COLOURS, RIGHT, WRONG, embed_2d, plot_kl_curves
@@ -28,7 +29,8 @@ from .report import searches
 from ..reid.reranking import rerank
 from ..reid.retrieval import as_identities, pairwise_distances, retrieval_scores
 from ..reid.synthetic import FACTOR_GROUPS, LEVELS
-from ..reid.training import Embedder, Trainer, load_run, open_own, read_config
+from ..reid.runs import Embedder, load_run, open_own, read_config
+from ..reid.training import Trainer
 from .widgets import Panel, Sheet, W, png
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c007
@@ -66,14 +68,18 @@ def sprites(
     x = np.asarray(images)
     x = np.concatenate([x, np.zeros((-len(x) % columns, *x.shape[1:]), np.uint8)])
     rows, (_, _, h, w), file = len(x)//columns, x.shape, io.BytesIO()
-    Picture.fromarray(x.reshape(rows, columns, 3, h, w).transpose(0, 3, 1, 4, 2).reshape(rows*h, columns*w, 3)).save(file, "JPEG", quality=60)
+    sheet = x.reshape(rows, columns, 3, h, w).transpose(0, 3, 1, 4, 2).reshape(rows*h, columns*w, 3)
+    Picture.fromarray(sheet).save(file, "JPEG", quality=60)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
-def _tag(*parts): return "v" + hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()[:7] # a CSS class of its own
+def _tag(*parts): # a CSS class of its own
+    content = b"".join(np.ascontiguousarray(p).tobytes() for p in parts)
+    return "v" + hashlib.sha256(content).hexdigest()[:7]
 
 def _uint8(images, n, name): # checked, as an array
     x = np.asarray(images)
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] != 3: raise InputError(f"{name} are {x.dtype} of shape {x.shape}; needed: uint8 (images, 3, H, W)")
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] != 3:
+        raise InputError(f"{name} are {x.dtype} of shape {x.shape}; needed: uint8 (images, 3, H, W)")
     if len(x) != n: raise InputError(f"{len(x)} {name} for {n} identities; both need one an image")
     return x
 
@@ -88,12 +94,15 @@ def picture_buttons(
     "Buttons that show images."
     n, _, h, w = np.shape(images)
     width = round(height*w/h)
-    buttons = W.ToggleButtons(options=[(str(v), v) for v in values], tooltips=list(tips), style=dict(button_width=f"{width + 8}px"))
+    buttons = W.ToggleButtons(options=[(str(v), v) for v in values], tooltips=list(tips),
+        style=dict(button_width=f"{width + 8}px"))
     buttons.add_class(tag)
     rule = f".{tag} button.widget-toggle-button"
-    looks = (f"{rule}{{height:{height + 42}px;padding:{height + 2}px 0 0;border:4px solid #fff;box-sizing:border-box;line-height:15px;font-size:11px;color:#222;box-shadow:none;white-space:normal;"
-             f"background:#fff url({sprites(images, n)}) no-repeat;background-size:{n*width}px {height}px}}"
-             f"{rule}.mod-active{{border-color:#222;font-weight:bold}}{rule}:focus-visible{{outline:3px solid #0072B2}}{rule}::after{{display:block}}")
+    looks = (f"{rule}{{height:{height + 42}px;padding:{height + 2}px 0 0;border:4px solid #fff;box-sizing:border-box;"
+        "line-height:15px;font-size:11px;color:#222;box-shadow:none;white-space:normal;"
+        f"background:#fff url({sprites(images, n)}) no-repeat;background-size:{n*width}px {height}px}}"
+        f"{rule}.mod-active{{border-color:#222;font-weight:bold}}"
+        f"{rule}:focus-visible{{outline:3px solid #0072B2}}{rule}::after{{display:block}}")
     places = "".join(f"{rule}:nth-child({k + 1}){{background-position:{-k*width}px 0}}" for k in range(n))
     return buttons, W.HTML(f"<style>{looks}{places}</style>")
 
@@ -106,7 +115,8 @@ def in_words(
     columns=FACTOR_GROUPS["shared_identity"], # which of them
 ) -> pd.DataFrame: # strings: `tall`, `striding`, …
     "Codes of factors as the names of their levels."
-    return pd.DataFrame({c: np.array(list(LEVELS[c]))[factors[c]] if c in LEVELS else factors[c].astype(str).to_numpy() for c in columns})
+    named = lambda c: np.array(list(LEVELS[c]))[factors[c]] if c in LEVELS else factors[c].astype(str).to_numpy()
+    return pd.DataFrame({c: named(c) for c in columns})
 
 def differing(
     asked: pd.Series, # the factors of one image
@@ -118,7 +128,9 @@ def differing(
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c016
 @functools.lru_cache
-def _font(size, bold=False): return ImageFont.truetype(str(Path(matplotlib.get_data_path())/"fonts"/"ttf"/f"DejaVuSans{'-Bold'*bold}.ttf"), size)
+def _font(size, bold=False):
+    fonts = Path(matplotlib.get_data_path())/"fonts"/"ttf"
+    return ImageFont.truetype(str(fonts/f"DejaVuSans{'-Bold' if bold else ''}.ttf"), size)
 
 class Canvas:
     "A white picture on which images, frames and words are put; places and sizes in pixels."
@@ -135,7 +147,8 @@ class Canvas:
     ):
         "An image, enlarged or reduced."
         larger = h >= image.shape[1]
-        self.picture.paste(Picture.fromarray(image.transpose(1, 2, 0)).resize((w, h), Picture.Resampling.NEAREST if larger else Picture.Resampling.BOX), (x, y))
+        method = Picture.Resampling.NEAREST if larger else Picture.Resampling.BOX
+        self.picture.paste(Picture.fromarray(image.transpose(1, 2, 0)).resize((w, h), method), (x, y))
 
     def words(self,
         text: str, # lines of it
@@ -143,10 +156,11 @@ class Canvas:
         size: int = 10,
         bold: bool = False,
         colour: str = "#222222",
-        anchor: str = "la", # `la`: (x, y) is their left upper corner; `ma` the middle of the upper edge, `ra` the right upper corner
+        anchor: str = "la", # what (x, y) is: `la` left upper corner, `ma` middle of the upper edge, `ra` right corner
     ):
         "Words."
-        for k, line in enumerate(text.split("\n")): self.pen.text((x, y + k*(size + 2)), line, colour, _font(size, bold), anchor)
+        for k, line in enumerate(text.split("\n")):
+            self.pen.text((x, y + k*(size + 2)), line, colour, _font(size, bold), anchor)
 
     def frame(self,
         right: bool, # solid, green, with a tick; else dashed, red, with a cross
@@ -155,9 +169,11 @@ class Canvas:
         "Around an image, three cues that say the same."
         colour, dash = RIGHT if right else WRONG, 10**6 if right else 7
         for at in range(0, w + 6, dash + 4):
-            for edge in (y - 3, y + h): self.pen.rectangle((x - 3 + at, edge, min(x - 3 + at + dash - 1, x + w + 2), edge + 2), colour)
+            for edge in (y - 3, y + h):
+                self.pen.rectangle((x - 3 + at, edge, min(x - 3 + at + dash - 1, x + w + 2), edge + 2), colour)
         for at in range(0, h + 6, dash + 4):
-            for edge in (x - 3, x + w): self.pen.rectangle((edge, y - 3 + at, edge + 2, min(y - 3 + at + dash - 1, y + h + 2)), colour)
+            for edge in (x - 3, x + w):
+                self.pen.rectangle((edge, y - 3 + at, edge + 2, min(y - 3 + at + dash - 1, y + h + 2)), colour)
         self.pen.rectangle((x + w - 13, y + h - 14, x + w + 2, y + h + 2), colour)
         self.words("✓" if right else "✗", x + w - 5, y + h - 12, 12, True, "white", "ma")
 
@@ -185,30 +201,38 @@ class RetrievalExplorer(Explorer):
         features: dict, # name of a list -> features of the queries `(Q, d)` and of the gallery `(G, d)`
         images: tuple, # of both, `(Q, 3, H, W)` and `(G, 3, H, W)` uint8
         identity: tuple, # of both, `(Q,)` and `(G,)`
-        factors: tuple|None = None, # of both, data frames with a row an image and the same columns, compared for equality
+        factors: tuple|None = None, # of both, data frames: a row an image, the same columns, compared for equality
         exclude=None, # `(Q, G)` bool, True: this pair does not count
         queries=14, # in the strip: how many, drawn by the seed; or which, by position
         depth: int = 8, # gallery images in a list
         asking: str = "infrared", # what the queries are
         seed: int = 0,
     ):
-        if not features: raise InputError("no features to rank by: pass at least one name with the features of queries and gallery")
+        if not features:
+            raise InputError("no features to rank by: pass at least one name with the features of queries and gallery")
         self.identity = tuple(as_identities(i, f"identities of the {side}") for i, side in zip(identity, SIDES))
         self.images = tuple(_uint8(x, len(i), f"{side} images") for x, i, side in zip(images, self.identity, SIDES))
-        self.factors, self.exclude, self.asking, self.depth = factors, exclude, asking, min(depth, len(self.identity[1]))
+        self.factors, self.exclude, self.asking = factors, exclude, asking
+        self.depth = min(depth, len(self.identity[1]))
         self._fits("factors", factors or ())
-        self.ranked = {again: {name: self._rank(name, pair, again) for name, pair in features.items()} for again in (False, True)}
+        lists = lambda again: {name: self._rank(name, pair, again) for name, pair in features.items()}
+        self.ranked = {again: lists(again) for again in (False, True)}
         drawn = self._drawn(queries, seed)
-        strip, dress = picture_buttons(self.images[0][drawn], drawn.tolist(), [self._about(q) for q in drawn], _tag(self.images[0][drawn], drawn))
+        strip, dress = picture_buttons(self.images[0][drawn], drawn.tolist(), [self._about(q) for q in drawn],
+            _tag(self.images[0][drawn], drawn))
         same = W.Layout(max_width="100%")
-        self.marks, self.stack = W.HTML(), W.Stack([W.Image(format="png", layout=same) for _ in drawn], selected_index=0)
+        self.marks = W.HTML()
+        self.stack = W.Stack([W.Image(format="png", layout=same) for _ in drawn], selected_index=0)
         h, w = self.images[1].shape[2:]
         self.cell = round(SCALE*(w/2/h)**.5), round(SCALE*(h/2/w)**.5)
         self.row = self.cell[1] + 52 + (0 if factors is None else 12*NAMES)
-        controls = dict(query=strip, rerank=W.Checkbox(description="re-rank, by the neighbours that images have in common", indent=False, layout=W.Layout(width="auto")))
-        super().__init__(self._lists, controls, ((LEFT + self.depth*(self.cell[0] + 16))/72, len(features)*self.row/72), _told)
+        again = W.Checkbox(description="re-rank, by the neighbours that images have in common", indent=False,
+            layout=W.Layout(width="auto"))
+        size = (LEFT + self.depth*(self.cell[0] + 16))/72, len(features)*self.row/72
+        super().__init__(self._lists, dict(query=strip, rerank=again), size, _told)
         W.jslink((strip, "index"), (self.stack, "selected_index"))
-        for q, picture in self.frames("query", drawn.tolist()).items(): self.stack.children[drawn.tolist().index(q)].value = picture
+        for q, picture in self.frames("query", drawn.tolist()).items():
+            self.stack.children[drawn.tolist().index(q)].value = picture
         self.box = W.VBox([dress, self.marks, strip, self.rerank, self.stack])
 
     @classmethod
@@ -219,7 +243,7 @@ class RetrievalExplorer(Explorer):
         indices=None, # rows to take part; default: as in the evaluation
         **options, # as above: queries, depth, seed
     ):
-        "Infrared asks, visible is searched: the test images under the dataset's protocol, by the features of finished runs."
+        "Infrared asks, visible is searched: test images, the dataset's protocol, the features of finished runs."
         embeds = {name: run if isinstance(run, Embedder) else load_run(run)[0] for name, run in runs.items()}
         if not embeds: raise InputError("no run to explore: pass at least one, as {name: folder}")
         config = next(iter(embeds.values())).config
@@ -227,13 +251,17 @@ class RetrievalExplorer(Explorer):
         search = searches(dataset, indices, config.seed)[0]
         rows = search.query, search.gallery
         sides = {name: [features_of(dataset, embed, r) for r in rows] for name, embed in embeds.items()}
-        features = {f"{run} · {name}": (q[name], g[name]) for run, (q, g) in sides.items() for name in names if name in q}
-        ids, known = dataset.records.identity.to_numpy(), None if dataset.factors is None else tuple(in_words(dataset.factors.iloc[r]) for r in rows)
-        return cls(features, tuple(dataset.images(r) for r in rows), tuple(ids[r] for r in rows), known, search.exclude, asking=MODALITIES[search.asking], **options)
+        features = {f"{run} · {name}": (q[name], g[name])
+            for run, (q, g) in sides.items() for name in names if name in q}
+        ids, factors = dataset.records.identity.to_numpy(), dataset.factors
+        known = None if factors is None else tuple(in_words(factors.iloc[r]) for r in rows)
+        images, identity = tuple(dataset.images(r) for r in rows), tuple(ids[r] for r in rows)
+        return cls(features, images, identity, known, search.exclude, asking=MODALITIES[search.asking], **options)
 
     def _fits(self, what, pair): # one an image, on both sides
         for x, ids, side in zip(pair, self.identity, SIDES):
-            if len(x) != len(ids): raise InputError(f"{what} of {len(x)} {side} images for {len(ids)} identities; both need one an image")
+            if len(x) != len(ids):
+                raise InputError(f"{what} of {len(x)} {side} images for {len(ids)} identities; both need one an image")
 
     def _rank(self, name, pair, again): # distances, infinite where a pair does not count, and scores
         self._fits(f"{name}: features", pair)
@@ -245,11 +273,14 @@ class RetrievalExplorer(Explorer):
         n = len(self.identity[0])
         if isinstance(queries, int): return np.sort(np.random.default_rng(seed).permutation(n)[:max(queries, 1)])
         chosen = np.asarray(queries, np.int64)
-        if not len(chosen) or chosen.min() < 0 or chosen.max() >= n: raise InputError(f"queries {chosen[:5].tolist()}: pass one or more positions from 0 to {n - 1}")
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= n:
+            raise InputError(f"queries {chosen[:5].tolist()}: pass one or more positions from 0 to {n - 1}")
         return chosen
 
     def _about(self, query): # in words
-        return f"query {query}: person {self.identity[0][query]}" + ("" if self.factors is None else "; " + ", ".join(f"{c.replace('_', ' ')} {v}" for c, v in self.factors[0].iloc[query].items()))
+        person = f"query {query}: person {self.identity[0][query]}"
+        if self.factors is None: return person
+        return person + "; " + ", ".join(f"{c.replace('_', ' ')} {v}" for c, v in self.factors[0].iloc[query].items())
 
     def ranking(self,
         name: str, # of the list
@@ -260,14 +291,18 @@ class RetrievalExplorer(Explorer):
         d, ids = self.ranked[rerank][name][0][query], self.identity[1]
         nearest = d.argsort(kind="stable")[:self.depth]
         nearest = nearest[np.isfinite(d[nearest])]
-        differs = [[]]*len(nearest) if self.factors is None else differing(self.factors[0].iloc[query], self.factors[1].iloc[nearest])
-        return pd.DataFrame(dict(list=name, rank=np.arange(1, len(nearest) + 1), gallery=nearest, identity=ids[nearest], right=ids[nearest] == self.identity[0][query], distance=d[nearest], differs=differs))
+        differs = [[]]*len(nearest)
+        if self.factors is not None: differs = differing(self.factors[0].iloc[query], self.factors[1].iloc[nearest])
+        right = ids[nearest] == self.identity[0][query]
+        return pd.DataFrame(dict(list=name, rank=np.arange(1, len(nearest) + 1), gallery=nearest,
+            identity=ids[nearest], right=right, distance=d[nearest], differs=differs))
 
     def mistakes(self,
         rerank: bool = False,
     ) -> pd.DataFrame: # a row a factor; a column a list, and `anybody else`: percent
         "How often the wrong person in the first place differs in each factor, and how often just anybody does."
-        if self.factors is None: raise InputError("no factors are known of these images; pass factors=(of the queries, of the gallery)")
+        if self.factors is None:
+            raise InputError("no factors are known of these images; pass factors=(of the queries, of the gallery)")
         asked, found = self.factors
         unlike = np.stack([asked[c].to_numpy()[:, None] != found[c].to_numpy() for c in found])
         wrong, q = self.identity[0][:, None] != self.identity[1], np.arange(len(asked))
@@ -276,18 +311,21 @@ class RetrievalExplorer(Explorer):
             first = d.argmin(1)
             missed = wrong[q, first] & np.isfinite(d[q, first])
             shares[name] = unlike[:, q[missed], first[missed]].mean(1) if missed.any() else np.full(len(unlike), np.nan)
-        return 100*pd.DataFrame(shares | {"anybody else": unlike[:, wrong].mean(1)}, index=[c.replace("_", " ") for c in found])
+        shares["anybody else"] = unlike[:, wrong].mean(1)
+        return 100*pd.DataFrame(shares, index=[c.replace("_", " ") for c in found])
 
     def redraw(self, change=None):
-        "Paint the query that is chosen; re-ranked or not, the pictures of the others then are out of date, and are painted when they are chosen."
+        "Paint the chosen query. A change of re-ranking empties the other pictures; each is painted when it is chosen."
         if change is not None and change.owner is self.rerank:
             for image in self.stack.children: image.value = b""
         canvas, self.numbers = self.paint(**self.values)
         self.stack.selected_index, self.image = self.query.index, self.stack.children[self.query.index]
         self.image.value = canvas.png()
         first = np.stack([scores.first_rank == 1 for _, scores in self.ranked[self.rerank.value].values()])
-        rule, said = f".{self.query._dom_classes[0]} button.widget-toggle-button", [f"{first[:, q].sum()} of {len(first)}" for _, q in self.query.options]
-        self.marks.value = f"<style>{''.join(f'{rule}:nth-child({k + 1})::after{{content:{words!r}}}' for k, words in enumerate(said))}</style>"
+        rule = f".{self.query._dom_classes[0]} button.widget-toggle-button"
+        said = [f"{first[:, q].sum()} of {len(first)}" for _, q in self.query.options]
+        marks = (f"{rule}:nth-child({k + 1})::after{{content:{words!r}}}" for k, words in enumerate(said))
+        self.marks.value = f"<style>{''.join(marks)}</style>"
 
     def paint(self,
         query: int, # by position
@@ -297,10 +335,13 @@ class RetrievalExplorer(Explorer):
         canvas = Canvas(*(round(72*side) for side in self.size))
         self._ask(canvas, query)
         tables = [self.ranking(name, query, rerank) for name in self.ranked[rerank]]
-        for k, (table, (_, scores)) in enumerate(zip(tables, self.ranked[rerank].values())): self._answer(canvas, k*self.row, table, scores, query, rerank)
+        for k, (table, (_, scores)) in enumerate(zip(tables, self.ranked[rerank].values())):
+            self._answer(canvas, k*self.row, table, scores, query, rerank)
         return canvas, pd.concat(tables, ignore_index=True)
 
-    def frames(self, control, values, colours=128, **changes): return {value: self.paint(**{**self.values, **changes, control: value})[0].png(colours) for value in values}
+    def frames(self, control, values, colours=128, **changes):
+        picture = lambda value: self.paint(**{**self.values, **changes, control: value})[0].png(colours)
+        return {value: picture(value) for value in values}
 
     def _lists(self, figure, **values): # on a figure, for twins
         canvas, table = self.paint(**values)
@@ -316,28 +357,34 @@ class RetrievalExplorer(Explorer):
         canvas.words(f"{self.asking} query {query}", 0, 4, 12, True)
         canvas.image(self.images[0][query], 4, 27, w, h)
         canvas.pen.rectangle((2, 25, w + 5, h + 28), outline="#222222", width=2)
-        words = [] if self.factors is None else [f"{c.replace('_', ' ')}: {v}" for c, v in self.factors[0].iloc[query].items()]
+        about = {} if self.factors is None else self.factors[0].iloc[query]
+        words = [f"{c.replace('_', ' ')}: {v}" for c, v in about.items()]
         canvas.words("\n".join([f"person {self.identity[0][query]}", *words]), 2, 36 + h, 11)
 
     def _answer(self, canvas, top, table, scores, query, again): # a list
         (w, h), rank, precision = self.cell, scores.first_rank[query], scores.average_precision[query]
         canvas.words(table.list.iloc[0] + ", re-ranked"*again, LEFT, top + 4, 12, True)
-        canvas.words(f"first right at {rank}, AP {100*precision:.0f} %" if rank else "nobody to find", LEFT + self.depth*(w + 16) - 14, top + 5, 11, colour="#444444", anchor="ra")
+        found = f"first right at {rank}, AP {100*precision:.0f} %" if rank else "nobody to find"
+        canvas.words(found, LEFT + self.depth*(w + 16) - 14, top + 5, 11, colour="#444444", anchor="ra")
         for k, row in enumerate(table.itertuples()):
             x, y = LEFT + 3 + k*(w + 16), top + 27
             canvas.image(self.images[1][row.gallery], x, y, w, h)
             canvas.frame(row.right, x, y, w, h)
-            canvas.words("\n".join([f"{row.distance:.3f}", *_under(row, self.factors is not None)]), x + w//2, y + h + 6, anchor="ma")
+            words = [f"{row.distance:.3f}", *_under(row, self.factors is not None)]
+            canvas.words("\n".join(words), x + w//2, y + h + 6, anchor="ma")
 
 LEFT = 170 # pixels for the query
 
 def _under(row, known): # the factors below an image
     if row.right or not known: return []
     names = [name.replace("_", " ") for name in row.differs]
-    return ["twin"] if not names else names if len(names) <= NAMES else [*names[:NAMES - 1], f"and {len(names) - NAMES + 1} more"]
+    if len(names) > NAMES: names = [*names[:NAMES - 1], f"and {len(names) - NAMES + 1} more"]
+    return names or ["twin"]
 
 def _told(table): # in words
-    return "; ".join(f"{name}: {part.right.sum()} of the first {len(part)} are right, " + ("none" if not part.right.any() else f"the nearest at rank {part['rank'][part.right].min()}") for name, part in table.groupby("list", sort=False))
+    first = lambda part: f"the nearest at rank {part['rank'][part.right].min()}" if part.right.any() else "none"
+    return "; ".join(f"{name}: {part.right.sum()} of the first {len(part)} are right, {first(part)}"
+        for name, part in table.groupby("list", sort=False))
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c027
 def align(
@@ -371,25 +418,33 @@ MOST = 10 # colours that can be told apart
 def colour_levels(
     values, # `(N,)`
 ) -> tuple: # names of the levels, a code for each value, a colour for each level
-    "A colour for each value; for numbers that run, fifths from dark to light; where there are more than ten values, the commonest ones and the others."
+    "A colour for each value; numbers that run: fifths, dark to light; more than ten values: the commonest, and others."
     values = pd.Series(np.asarray(values))
     if values.dtype.kind == "f" and values.nunique() > MOST:
         fifths = pd.qcut(values, 5, duplicates="drop")
-        return [f"{i.left:.3g} to {i.right:.3g}" for i in fifths.cat.categories], fifths.cat.codes.to_numpy(), [to_hex(colormaps["viridis"](k)) for k in np.linspace(0, .92, len(fifths.cat.categories))]
+        names = [f"{i.left:.3g} to {i.right:.3g}" for i in fifths.cat.categories]
+        colours = [to_hex(colormaps["viridis"](k)) for k in np.linspace(0, .92, len(names))]
+        return names, fifths.cat.codes.to_numpy(), colours
     many = values.nunique() > MOST
     names = sorted(values.value_counts().index[:MOST - many])
     codes = values.map({name: k for k, name in enumerate(names)}).fillna(len(names)).to_numpy(int)
-    return [*map(str, names), "others"][:len(names) + many], codes, [*list(COLOURS.values())[:len(names)], "#c8c8c8"][:len(names) + many]
+    colours = [*list(COLOURS.values())[:len(names)], "#c8c8c8"]
+    return [*map(str, names), "others"][:len(names) + many], codes, colours[:len(names) + many]
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c028
 MAP = (520, 420) # of a map, pixels
 FACE = 210 # height of the image beside it
-_MAP_STYLE = ("TAG .map{background:#fff;border:1px solid #ddd} TAG .map text{font:12px sans-serif;fill:#444} TAG .p{stroke:#fff;stroke-width:.7;cursor:pointer;outline:none;transition:opacity .15s}"
-              "TAG .p:hover,TAG .p:focus{stroke:#000;stroke-width:2} TAG .legend{background:#fff;color:#222;font:13px sans-serif;width:170px;line-height:22px} TAG .legend span{display:block;cursor:default}"
-              "TAG .legend i{display:inline-block;width:13px;height:13px;margin-right:6px;vertical-align:-2px} TAG .legend span:hover{background:#eee} TAG .side{background:#fff;color:#222;font:12px sans-serif;width:190px;line-height:16px;padding:4px}")
+_MAP_STYLE = ("TAG .map{background:#fff;border:1px solid #ddd} TAG .map text{font:12px sans-serif;fill:#444} "
+    "TAG .p{stroke:#fff;stroke-width:.7;cursor:pointer;outline:none;transition:opacity .15s}"
+    "TAG .p:hover,TAG .p:focus{stroke:#000;stroke-width:2} "
+    "TAG .legend{background:#fff;color:#222;font:13px sans-serif;width:170px;line-height:22px} "
+    "TAG .legend span{display:block;cursor:default}"
+    "TAG .legend i{display:inline-block;width:13px;height:13px;margin-right:6px;vertical-align:-2px} "
+    "TAG .legend span:hover{background:#eee} "
+    "TAG .side{background:#fff;color:#222;font:12px sans-serif;width:190px;line-height:16px;padding:4px}")
 
 class EmbeddingExplorer(Explorer):
-    "Maps of features over the epochs, in colours of your choice; an image appears where one points. Works without Python once it is there."
+    "Maps of features by epoch, in colours of your choice, with the image one points at. Once made, needs no Python."
     def __init__(self,
         features: dict, # when, in order -> {name of a feature: `(N, d)`}
         images, # `(N, 3, H, W)` uint8
@@ -401,28 +456,42 @@ class EmbeddingExplorer(Explorer):
     ):
         self.about, self.features, self.nearest = about.reset_index(drop=True), features, nearest
         self._check(images)
-        self.levels = {c: colour_levels(v) if c != "modality" else (list(MODALITIES), v.to_numpy(int), list(MODALITY_COLOURS)) for c, v in self.about.items()}
+        modality = lambda codes: (list(MODALITIES), codes.to_numpy(int), list(MODALITY_COLOURS))
+        self.levels = {c: colour_levels(v) if c != "modality" else modality(v) for c, v in self.about.items()}
         self.points, self.method = self._points(method, seed, progress)
-        self.scores = pd.DataFrame([dict(epoch=when, feature=name, of=c, share=agreement(x, codes, nearest), chance=chance(codes)) for when, named in features.items() for name, x in named.items() for c, (_, codes, _) in self.levels.items()])
-        controls = dict(epoch=W.SelectionSlider(options=[(str(when), when) for when in features], value=[*features][-1], description="epoch"),
-                        feature=W.Dropdown(options=[*self.points], description="feature"), colour=W.Dropdown(options=[*self.about], description="colour"))
+        every = [(when, name, x) for when, named in features.items() for name, x in named.items()]
+        self.scores = pd.DataFrame([dict(epoch=when, feature=name, of=c, share=agreement(x, codes, nearest),
+            chance=chance(codes)) for when, name, x in every for c, (_, codes, _) in self.levels.items()])
+        epoch = W.SelectionSlider(options=[(str(when), when) for when in features], value=[*features][-1],
+            description="epoch")
+        controls = dict(epoch=epoch, feature=W.Dropdown(options=[*self.points], description="feature"),
+            colour=W.Dropdown(options=[*self.about], description="colour"))
         super().__init__(self._scatter, controls, (4, 3.8), _counted)
         tag = _tag(np.asarray(images), str(self.points).encode())
         self.maps, self.paints, side = self._html(tag, np.asarray(images), seed)
-        for control, stack in [(self.feature, self.maps), (self.colour, self.paints), *((self.epoch, inner) for inner in self.maps.children)]: W.jslink((control, "index"), (stack, "selected_index"))
+        by_epoch = [(self.epoch, inner) for inner in self.maps.children]
+        for control, stack in [(self.feature, self.maps), (self.colour, self.paints), *by_epoch]:
+            W.jslink((control, "index"), (stack, "selected_index"))
         self.box = W.VBox([self.epoch, self.feature, self.colour, W.HBox([self.maps, W.VBox([side, self.paints])])])
         self.box.add_class(tag)
         self.redraw()
 
     def _check(self, images):
-        if not self.features or not all(self.features.values()): raise InputError("no features to map: pass {epoch: {name: (images, dimensions)}} with at least one")
-        if "modality" not in self.about or not self.about.modality.isin((0, 1)).all(): raise InputError(f"about has the columns {', '.join(map(str, self.about))}; needed: `modality`, 0 (visible) or 1 (infrared) for each image")
+        if not self.features or not all(self.features.values()):
+            raise InputError("no features to map: pass {epoch: {name: (images, dimensions)}} with at least one")
+        if "modality" not in self.about or not self.about.modality.isin((0, 1)).all():
+            raise InputError(f"about has the columns {', '.join(map(str, self.about))}; needed: "
+                "`modality`, 0 (visible) or 1 (infrared) for each image")
         _uint8(images, len(self.about), "images")
         names = [*next(iter(self.features.values()))]
         for when, named in self.features.items():
-            if [*named] != names: raise InputError(f"epoch {when} has the features {', '.join(named)}, the first epoch {', '.join(names)}; all epochs need the same")
+            if [*named] != names:
+                raise InputError(f"epoch {when} has the features {', '.join(named)}, "
+                    f"the first epoch {', '.join(names)}; all epochs need the same")
             for name, x in named.items():
-                if len(x) != len(self.about): raise InputError(f"epoch {when}, {name}: features of {len(x)} images, but `about` has {len(self.about)} rows; both need one an image")
+                if len(x) != len(self.about):
+                    raise InputError(f"epoch {when}, {name}: features of {len(x)} images, "
+                        f"but `about` has {len(self.about)} rows; both need one an image")
 
     def _points(self, method, seed, progress): # feature -> {when: `(N, 2)` in 0..1}, and what made them
         found = {}
@@ -440,7 +509,9 @@ class EmbeddingExplorer(Explorer):
         "The table for the controls as they are; the map follows in the browser, and here."
         self.numbers = self._table(**self.values)
         if not hasattr(self, "maps"): return
-        for control, stack in [(self.feature, self.maps), (self.colour, self.paints), *((self.epoch, inner) for inner in self.maps.children)]: stack.selected_index = control.index
+        by_epoch = [(self.epoch, inner) for inner in self.maps.children]
+        for control, stack in [(self.feature, self.maps), (self.colour, self.paints), *by_epoch]:
+            stack.selected_index = control.index
 
     @property
     def picture(self) -> str: # HTML
@@ -451,36 +522,51 @@ class EmbeddingExplorer(Explorer):
     def _table(self, epoch, feature, colour):
         names, codes, colours = self.levels[colour]
         x, y = self.points[feature][epoch].T
-        return pd.DataFrame(dict(image=np.arange(len(x)), modality=self.about.modality, x=x, y=y, level=np.array(names)[codes], colour=np.array(colours)[codes]))
+        return pd.DataFrame(dict(image=np.arange(len(x)), modality=self.about.modality, x=x, y=y,
+            level=np.array(names)[codes], colour=np.array(colours)[codes]))
 
     def _said(self, epoch, feature): # of identity and modality, in words
-        here = self.scores[(self.scores.epoch == epoch) & (self.scores.feature == feature) & self.scores.of.isin(["identity", "modality"])]
+        here = self.scores[(self.scores.epoch == epoch) & (self.scores.feature == feature)]
+        here = here[here.of.isin(["identity", "modality"])]
         return ", ".join(f"same {row.of} {row.share:.0f} % (chance {row.chance:.0f})" for row in here.itertuples())
 
     def _html(self, tag, images, seed): # stack of stacks of maps, stack of colours, and what shows the image
         order = np.random.default_rng(seed).permutation(len(images))
         page = lambda value, same=dict(layout=W.Layout(), style=W.HTML().style): W.HTML(value, **same)
-        maps = W.Stack([W.Stack([page(self._svg(when, name, order)) for when in made], selected_index=len(made) - 1) for name, made in self.points.items()], selected_index=0)
+        epochs = lambda name, made: W.Stack([page(self._svg(when, name, order)) for when in made],
+            selected_index=len(made) - 1)
+        maps = W.Stack([epochs(name, made) for name, made in self.points.items()], selected_index=0)
         paints = W.Stack([page(_colours(tag, *level)) for level in self.levels.values()], selected_index=0)
         return maps, paints, W.HTML(_faces(tag, images, self.about))
 
     def _svg(self, when, name, order):
         (w, h), codes, points = MAP, self.about.modality.to_numpy(), self.points[name][when]
         at = np.round(np.stack([14 + (w - 28)*points[:, 0], 48 + (h - 88)*(1 - points[:, 1])], 1)).astype(int)
-        marks = "".join(f'<circle class="p n{i}" tabindex="0" cx="{x}" cy="{y}" r="5"/>' if codes[i] == 0 else f'<path class="p n{i}" tabindex="0" d="M{x} {y - 6}l6 10h-12z"/>' for i in order for x, y in [at[i]])
+        circle = lambda i, x, y: f'<circle class="p n{i}" tabindex="0" cx="{x}" cy="{y}" r="5"/>'
+        triangle = lambda i, x, y: f'<path class="p n{i}" tabindex="0" d="M{x} {y - 6}l6 10h-12z"/>'
+        marks = "".join((circle if codes[i] == 0 else triangle)(i, *at[i]) for i in order)
         head, foot = f"{name}, epoch {when}", f"{self.nearest} nearest, in the full space: {self._said(when, name)}"
-        return f'<svg class="map" width="{w}" height="{h}" role="img" aria-label="{head}; {foot}"><text x="10" y="20">{head}; ● visible ▲ infrared</text><text x="10" y="36">{self.method}</text>{marks}<text x="10" y="{h - 10}">{foot}</text></svg>'
+        return (f'<svg class="map" width="{w}" height="{h}" role="img" aria-label="{head}; {foot}">'
+            f'<text x="10" y="20">{head}; ● visible ▲ infrared</text><text x="10" y="36">{self.method}</text>'
+            f'{marks}<text x="10" y="{h - 10}">{foot}</text></svg>')
 
     def _scatter(self, figure, epoch, feature, colour): # on a figure, for twins
         names, codes, colours = self.levels[colour]
         ax, modality, points = figure.subplots(), self.about.modality.to_numpy(), self.points[feature][epoch]
-        for some in np.array_split(np.random.default_rng(0).permutation(len(points)), 10): # in turns, so that neither lies on top
-            for m in (0, 1): ax.scatter(*points[part := some[modality[some] == m]].T, c=[colours[k] for k in codes[part]], marker=MARKERS[m], s=26, lw=.4, ec="white")
+        turns = np.array_split(np.random.default_rng(0).permutation(len(points)), 10) # so that neither lies on top
+        for some in turns:
+            for m in (0, 1):
+                part = some[modality[some] == m]
+                ax.scatter(*points[part].T, c=[colours[k] for k in codes[part]], marker=MARKERS[m], s=26, lw=.4,
+                    ec="white")
         ax.set(xticks=[], yticks=[], xlim=(-.04, 1.04), ylim=(-.04, 1.04))
-        ax.set_title(f"{feature}, epoch {epoch}", size=12); ax.set_xlabel(self._said(epoch, feature).replace("), ", ")\n"), size=9.5)
+        ax.set_title(f"{feature}, epoch {epoch}", size=12)
+        ax.set_xlabel(self._said(epoch, feature).replace("), ", ")\n"), size=9.5)
         ax.spines[:].set_visible(True)
-        for name, c, marker in zip(names, colours, MARKERS if colour == "modality" else "s"*len(names)): ax.scatter([], [], color=c, marker=marker, label=name)
-        if len(names) <= 5: figure.legend(loc="outside lower center", ncols=5, handletextpad=0, columnspacing=.6, fontsize=9.5)
+        shapes = MARKERS if colour == "modality" else "s"*len(names)
+        for name, c, marker in zip(names, colours, shapes): ax.scatter([], [], color=c, marker=marker, label=name)
+        if len(names) <= 5:
+            figure.legend(loc="outside lower center", ncols=5, handletextpad=0, columnspacing=.6, fontsize=9.5)
         return self._table(epoch, feature, colour)
 
 def _fitted(points): # into the unit square, as large as it goes
@@ -489,24 +575,37 @@ def _fitted(points): # into the unit square, as large as it goes
 
 def _colours(tag, names, codes, colours): # rules for the map, and a legend
     mine = [f":is({','.join(f'.n{i}' for i in np.flatnonzero(codes == k))})" for k in range(len(names))]
-    rules = "".join(f".{tag} .p{who}{{fill:{c}}}.{tag}:has(.k{k}:hover) .p:not({who}){{opacity:.08}}" for k, (who, c) in enumerate(zip(mine, colours)))
-    words = "".join(f'<span class="k{k}"><i style="background:{c}"></i>{html.escape(name)} ({(codes == k).sum()})</span>' for k, (name, c) in enumerate(zip(names, colours)))
+    rules = "".join(f".{tag} .p{who}{{fill:{c}}}.{tag}:has(.k{k}:hover) .p:not({who}){{opacity:.08}}"
+        for k, (who, c) in enumerate(zip(mine, colours)))
+    words = "".join(f'<span class="k{k}"><i style="background:{c}"></i>{html.escape(name)} '
+        f'({(codes == k).sum()})</span>'
+        for k, (name, c) in enumerate(zip(names, colours)))
     return f'<style>{rules}</style><div class="legend">{words}</div>'
 
 def _faces(tag, images, about, columns=20): # the image of the dot that one points at, or has clicked
     n, _, h, w = images.shape
     width = round(FACE*w/h)
-    words = [", ".join(f"{c.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{c.replace('_', ' ')} {v}" for c, v in row.items()) for row in about.assign(modality=np.array(MODALITIES)[about.modality]).to_dict("records")]
-    here = [f".{tag}:has(.n{i}:hover),.{tag}:not(:has(.p:hover)):has(.n{i}:focus){{--at:{-(i % columns)*width}px {-(i//columns)*FACE}px;--on:1;--says:{_css(words[i])}}}" for i in range(n)]
-    face = f".{tag} .face{{width:{width}px;height:{FACE}px;background:url({sprites(images, columns)}) var(--at,0 0)/{columns*width}px auto;opacity:var(--on,0);image-rendering:pixelated}}.{tag} .says::after{{content:var(--says,'Point at a dot to see its image.')}}"
-    return f'<style>{_MAP_STYLE.replace("TAG", "." + tag)}{face}{"".join(here)}</style><div class="side"><div class="face"></div><p class="says"></p></div>'
+    told = lambda c, v: f"{c.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{c.replace('_', ' ')} {v}"
+    rows = about.assign(modality=np.array(MODALITIES)[about.modality]).to_dict("records")
+    words = [", ".join(told(c, v) for c, v in row.items()) for row in rows]
+    at = [f"{-(i % columns)*width}px {-(i//columns)*FACE}px" for i in range(n)]
+    here = [f".{tag}:has(.n{i}:hover),.{tag}:not(:has(.p:hover)):has(.n{i}:focus)"
+        f"{{--at:{at[i]};--on:1;--says:{_css(words[i])}}}" for i in range(n)]
+    face = (f".{tag} .face{{width:{width}px;height:{FACE}px;background:url({sprites(images, columns)}) "
+        f"var(--at,0 0)/{columns*width}px auto;opacity:var(--on,0);image-rendering:pixelated}}"
+        f".{tag} .says::after{{content:var(--says,'Point at a dot to see its image.')}}")
+    style = _MAP_STYLE.replace("TAG", "." + tag) + face + "".join(here)
+    return f'<style>{style}</style><div class="side"><div class="face"></div><p class="says"></p></div>'
 
 def _css(text): return "'" + "".join(c if c.isalnum() or c in " ,.-_:;()" else f"\\{ord(c):x} " for c in text) + "'"
 
-def _counted(table): return f"{len(table)} images: " + ", ".join(f"{n} {level}" for level, n in table.level.value_counts(sort=False).items())
+def _counted(table):
+    counts = table.level.value_counts(sort=False)
+    return f"{len(table)} images: " + ", ".join(f"{n} {level}" for level, n in counts.items())
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c034
-RIGHT_PANELS = dict(validation="val_mAP ", losses=("classification", "triplet", "mutual_learning"), rate=("lr",)) # what can stand beside the divergences
+# what can stand beside the divergences
+RIGHT_PANELS = dict(validation="val_mAP ", losses=("classification", "triplet", "mutual_learning"), rate=("lr",))
 
 def plot_run(
     figure, # empty
@@ -517,15 +616,21 @@ def plot_run(
 ) -> pd.DataFrame: # the history
     "Divergences, and beside them validation, other losses or the learning rate."
     left, right = figure.subplots(1, 2)
-    for ax in (left, right): ax.set(xlabel="epoch", xlim=(-.5, (total or max(len(history), 1)) - .5)); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in (left, right):
+        ax.set(xlabel="epoch", xlim=(-.5, (total or max(len(history), 1)) - .5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     try: plot_kl_curves(history, ax=left, log=log)
-    except InputError as e: left.text(.5, .5, "no epoch yet" if not len(history) else "no divergence in this run", transform=left.transAxes, ha="center", color="#666666")
+    except InputError as e:
+        said = "no epoch yet" if not len(history) else "no divergence in this run"
+        left.text(.5, .5, said, transform=left.transAxes, ha="center", color="#666666")
     wanted = RIGHT_PANELS[beside]
     columns = [c for c in history if (c.startswith(wanted) if isinstance(wanted, str) else c in wanted)]
     for c, ls, marker, colour in zip(columns, ["-", "--", "-.", ":"], "os^D", COLOURS.values()):
         part = history[["epoch", c]].dropna()
-        right.plot(part.epoch, part[c], ls=ls, marker=marker, ms=5, color=colour, label=c.removeprefix("val_mAP ").replace("_", " "))
-    right.set(ylabel=dict(validation="mAP, validation (%)", losses="loss", rate="learning rate")[beside], ylim=(0, None))
+        label = c.removeprefix("val_mAP ").replace("_", " ")
+        right.plot(part.epoch, part[c], ls=ls, marker=marker, ms=5, color=colour, label=label)
+    labels = dict(validation="mAP, validation (%)", losses="loss", rate="learning rate")
+    right.set(ylabel=labels[beside], ylim=(0, None))
     if len(columns) > 1: right.legend(fontsize=9.5)
     return history
 
@@ -550,16 +655,21 @@ class Dashboard(Explorer):
         self.trainer, self.dataset, self.every = run if isinstance(run, Trainer) else None, dataset, every
         self.folder = self.trainer.run_dir if self.trainer else Path(run)
         self.config = self.trainer.config if self.trainer else read_config(run)
-        self.own, self.running, self.thread, self.steps, self.results, self.said, self._due, self._lock = self.trainer is not None, False, None, None, None, "", False, threading.RLock()
+        self.own, self.running, self.said = self.trainer is not None, False, ""
+        self.thread = self.steps = self.results = None
+        self._due, self._lock = False, threading.RLock()
         try: self._loop = asyncio.get_running_loop()
         except RuntimeError: self._loop = None # no notebook around: draw where the news come from
-        self.start, self.halt = W.Button(description="Start", icon="play"), W.Button(description="Stop and save", icon="stop", disabled=True)
+        self.start = W.Button(description="Start", icon="play")
+        self.halt = W.Button(description="Stop and save", icon="stop", disabled=True)
         self.watch = W.ToggleButton(description="Watch the folder", icon="eye", disabled=self.own)
         self.progress, self.status = W.FloatProgress(max=self.config.epochs, layout=W.Layout(width="100%")), W.HTML()
-        controls = dict(beside=W.Dropdown(options=[*RIGHT_PANELS], description="beside"), log=W.Checkbox(description="logarithmic divergences", indent=False))
+        controls = dict(beside=W.Dropdown(options=[*RIGHT_PANELS], description="beside"),
+            log=W.Checkbox(description="logarithmic divergences", indent=False))
         super().__init__(self._plot, controls, (9.5, 3.3), lambda history: self.state)
         self.image.layout = W.Layout(align_self="flex-start", max_width="100%")
-        self.start.on_click(lambda _: self.go()); self.halt.on_click(lambda _: self.stop()); self.watch.observe(self._watch, "value")
+        self.start.on_click(lambda _: self.go()); self.halt.on_click(lambda _: self.stop())
+        self.watch.observe(self._watch, "value")
         self.box = W.VBox([W.HBox([self.start, self.halt, self.watch]), self.progress, self.status, *self.box.children])
         self.refresh()
 
@@ -604,10 +714,15 @@ class Dashboard(Explorer):
         try:
             for _ in trainer.epochs(self.steps): pass
             self.results, done = trainer.test(), True
-            said = "Finished" + (f"; the headline feature is {trainer.best['feature']}" if trainer.best["feature"] else "")
-        except Interrupted: said = f"Stopped{' and saved' if self.folder else ''}, {trainer.done} of {len(trainer.sampler)} batches into epoch {trainer.epoch}"
-        except Exception as e: said = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {e}" # a thread has nobody to raise it to
-        if not (self.own or done): self.trainer = None # who goes on reads the folder again: somebody else may have trained there
+            best = trainer.best["feature"]
+            said = "Finished" + (f"; the headline feature is {best}" if best else "")
+        except Interrupted:
+            where = f"{trainer.done} of {len(trainer.sampler)} batches into epoch {trainer.epoch}"
+            said = f"Stopped{' and saved' if self.folder else ''}, {where}"
+        except Exception as e: # a thread has nobody to raise it to
+            said = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {e}"
+        if not (self.own or done): # who goes on reads the folder again: somebody else may have trained there
+            self.trainer = None
         self.running, self.said = False, said
         self._news()
 
@@ -644,9 +759,12 @@ class Dashboard(Explorer):
             self._due = False
             if len(self.history) != len(self.numbers): self.redraw()
             trainer = self.trainer
-            self.progress.value = len(self.numbers) + (trainer.done/len(trainer.sampler) if trainer and len(self.numbers) < self.config.epochs else 0)
-            finished = self.said.startswith("Finished") or self.trainer is None and (self.folder/"results.csv").is_file()
-            self.status.value, self.start.disabled, self.halt.disabled = html.escape(self.state), self.running or finished, not self.running
+            within = trainer.done/len(trainer.sampler) if trainer and len(self.numbers) < self.config.epochs else 0
+            self.progress.value = len(self.numbers) + within
+            finished = (self.said.startswith("Finished")
+                or self.trainer is None and (self.folder/"results.csv").is_file())
+            self.status.value = html.escape(self.state)
+            self.start.disabled, self.halt.disabled = self.running or finished, not self.running
             self.start.description = "Go on" if len(self.numbers) or self.said.startswith("Stopped") else "Start"
 
     def redraw(self, change=None):

@@ -19,14 +19,17 @@ from threadpoolctl import ThreadpoolController
 from ..core import InputError, as_array, as_numbers, half_width, in_short, optional
 
 # %% ../../nbs/looking/20_plots.ipynb #c007
-COLOURS = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", purple="#CC79A7", orange="#E69F00", sky="#56B4E9", black="#222222", olive="#8C8C00", brown="#8C564B", navy="#332288")
+COLOURS = dict(blue="#0072B2", vermilion="#D55E00", green="#009E73", purple="#CC79A7", orange="#E69F00", sky="#56B4E9",
+    black="#222222", olive="#8C8C00", brown="#8C564B", navy="#332288")
 MODALITY_COLOURS = (COLOURS["blue"], COLOURS["vermilion"]) # visible, infrared
 RIGHT, WRONG = "#00874F", "#D62728"
 STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
     "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "legend.fontsize": 11, "legend.frameon": False,
-    "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#666666", "xtick.color": "#444444", "ytick.color": "#444444",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e6e6e6", "axes.axisbelow": True,
+    "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#666666",
+    "xtick.color": "#444444", "ytick.color": "#444444",
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e6e6e6", "axes.axisbelow": True,
     "lines.linewidth": 2, "axes.prop_cycle": plt.cycler(color=list(COLOURS.values())), "mathtext.fontset": "dejavusans",
 }
 
@@ -64,12 +67,14 @@ new_figure, new_axes = _or_agg(plt.figure), _or_agg(plt.subplots) # as those; by
 def _axes(ax, size): return new_axes(figsize=size, layout="constrained")[1] if ax is None else ax
 
 # %% ../../nbs/looking/20_plots.ipynb #c010
-TERM_LABELS = dict(vsd=r"VSD  $D_{KL}[P_v \| P_z]$", vcd=r"VCD  $D_{KL}[P_{v_2} \| P_{z_1}]$", vml=r"VML  $D_{JS}[P_{z_1} \| P_{z_2}]$")
+TERM_LABELS = dict(vsd=r"VSD  $D_{KL}[P_v \| P_z]$", vcd=r"VCD  $D_{KL}[P_{v_2} \| P_{z_1}]$",
+    vml=r"VML  $D_{JS}[P_{z_1} \| P_{z_2}]$")
 
 def _by_epoch(history, columns): # rows sorted by epoch, one index level per epoch
     if not len(history): raise InputError("the history has no row yet; train at least one epoch")
     missing = [c for c in ("epoch", *columns) if c not in history]
-    if missing: raise InputError(f"the history has no column {', '.join(missing)}; there are {', '.join(map(str, history))}")
+    if missing:
+        raise InputError(f"the history has no column {', '.join(missing)}; there are {', '.join(map(str, history))}")
     return history.sort_values("epoch").groupby("epoch")
 
 def _band(ax, epochs, column, **style): # mean over seeds, and from the smallest to the largest
@@ -86,10 +91,12 @@ def plot_kl_curves(
     ax=None, # default: a new figure
     log: bool = False, # logarithmic axis; values of 0 are left out there
 ): # the axes
-    "Divergences over the epochs, mean and range over seeds. Terms that are switched off (0 or empty throughout) are left out."
+    "Divergences over the epochs, mean and range over seeds; terms switched off (0 or empty throughout) are left out."
     epochs = _by_epoch(history, terms)
     on = [t for t in terms if history[t].fillna(0).to_numpy().any()]
-    if not on: raise InputError(f"{', '.join(terms)} are 0 or empty in every epoch: there is nothing to draw (they are switched off in the baseline)")
+    if not on:
+        raise InputError(f"{', '.join(terms)} are 0 or empty in every epoch: there is nothing to draw "
+            "(they are switched off in the baseline)")
     ax = _axes(ax, (7.5, 4))
     for (name, style), term in zip(zip(("blue", "vermilion", "green", "purple"), ("-", "--", "-.", ":")), on):
         _band(ax, epochs, term, color=COLOURS[name], ls=style, label=TERM_LABELS.get(term, term))
@@ -107,10 +114,13 @@ def embed_2d(
     seed: int = 0,
 ) -> tuple: # points `(N, 2)` float32, and the name of what made them
     "Map features to the plane by their angles. Raises `InputError` for values that are not finite."
-    if method not in ("auto", "umap", "pca"): raise InputError(f"method {method!r} is not known; take 'auto', 'umap' or 'pca'")
+    if method not in ("auto", "umap", "pca"):
+        raise InputError(f"method {method!r} is not known; take 'auto', 'umap' or 'pca'")
     x = as_numbers(features, "features").astype(np.float32, copy=False)
-    if x.ndim != 2 or len(x) < 2: raise InputError(f"features have shape {x.shape}; needed: (images, dimensions) with at least two images")
-    if not np.isfinite(x).all(): raise InputError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} features hold NaN or infinite values")
+    if x.ndim != 2 or len(x) < 2:
+        raise InputError(f"features have shape {x.shape}; needed: (images, dimensions) with at least two images")
+    if not np.isfinite(x).all():
+        raise InputError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} features hold NaN or infinite values")
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     if method == "pca" or (method == "auto" and len(x) < 10): return _pca(x, seed), "PCA"
     points, why = _umap(x, seed)
@@ -123,12 +133,13 @@ def embed_2d(
 
 def _pca(x, seed):
     from sklearn.decomposition import PCA
-    with np.errstate(invalid="ignore"): points = PCA(min(2, *x.shape), random_state=seed).fit_transform(x) # no spread at all is no error
+    with np.errstate(invalid="ignore"): # no spread at all is no error
+        points = PCA(min(2, *x.shape), random_state=seed).fit_transform(x)
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))).astype(np.float32)
 
 _mapped_in = set() # processes that UMAP has run in
 
-def _umap(x, seed): # points, or None and why; UMAP raises the number of threads: what runs afterwards should not pay for it
+def _umap(x, seed): # points, or None and why; UMAP raises the number of threads: what runs afterwards should not pay
     if _mapped_in - {os.getpid()}: return None, "cannot be used in a process that was forked from one where it has run"
     before = {pool.filepath: pool.num_threads for pool in ThreadpoolController().lib_controllers}
     with warnings.catch_warnings():
@@ -141,7 +152,8 @@ def _umap(x, seed): # points, or None and why; UMAP raises the number of threads
             return mapped.astype(np.float32), ""
         except Exception as e: return None, f"has failed ({in_short(e)})" # as a compiler and its cache can in many ways
         finally:
-            for pool in ThreadpoolController().lib_controllers: pool.set_num_threads(before.get(pool.filepath, pool.num_threads))
+            for pool in ThreadpoolController().lib_controllers:
+                pool.set_num_threads(before.get(pool.filepath, pool.num_threads))
 
 # %% ../../nbs/looking/20_plots.ipynb #c016
 MARKERS = ("o", "^") # visible, infrared
@@ -167,8 +179,11 @@ def scatter_modalities(
     size, # of a marker
 ):
     "Points and contours of both modalities, with a legend."
-    for some in np.array_split(np.random.default_rng(0).permutation(len(points)), 10): # in turns, so that neither lies on top
-        for code in (0, 1): ax.scatter(*points[some[modality[some] == code]].T, c=MODALITY_COLOURS[code], marker=MARKERS[code], s=size, alpha=.6, lw=0)
+    turns = np.array_split(np.random.default_rng(0).permutation(len(points)), 10) # so that neither lies on top
+    for some in turns:
+        for code in (0, 1):
+            ax.scatter(*points[some[modality[some] == code]].T,
+                c=MODALITY_COLOURS[code], marker=MARKERS[code], s=size, alpha=.6, lw=0)
     for code, name in enumerate(("visible", "infrared")):
         _contours(ax, points[modality == code], MODALITY_COLOURS[code])
         ax.scatter([], [], c=MODALITY_COLOURS[code], marker=MARKERS[code], s=50, label=name)
@@ -176,11 +191,15 @@ def scatter_modalities(
 
 def _by_identity(ax, points, modality, identity, chosen, size):
     rest = ~np.isin(identity, chosen)
-    for code in (0, 1): ax.scatter(*points[rest & (modality == code)].T, c="#c8c8c8", marker=MARKERS[code], s=.6*size, alpha=.6, lw=0)
+    for code in (0, 1):
+        grey = points[rest & (modality == code)]
+        ax.scatter(*grey.T, c="#c8c8c8", marker=MARKERS[code], s=.6*size, alpha=.6, lw=0)
     for colour, i in zip(COLOURS.values(), chosen):
         parts = [points[(identity == i) & (modality == code)] for code in (0, 1)]
-        for marker, part in zip(MARKERS, parts): ax.scatter(*part.T, c=colour, marker=marker, s=2*size, alpha=.9, ec="white", lw=.5)
-        if len(parts[0]) and len(parts[1]): ax.plot(*np.stack([np.median(p, 0) for p in parts]).T, color=colour, lw=1.2, alpha=.8)
+        for marker, part in zip(MARKERS, parts):
+            ax.scatter(*part.T, c=colour, marker=marker, s=2*size, alpha=.9, ec="white", lw=.5)
+        if len(parts[0]) and len(parts[1]):
+            ax.plot(*np.stack([np.median(p, 0) for p in parts]).T, color=colour, lw=1.2, alpha=.8)
 
 # %% ../../nbs/looking/20_plots.ipynb #c017
 @in_house_style
@@ -193,9 +212,13 @@ def plot_embedding(
 ): # the figure
     "Infrared and visible images in the plane: coloured by modality, and by identity."
     points, modality = as_numbers(points, "points").astype(float), as_numbers(modality, "modality").astype(int)
-    if points.ndim != 2 or points.shape[1] != 2 or not len(points): raise InputError(f"points have shape {points.shape}; needed: (images, 2) with at least one image")
-    if modality.shape != (len(points),) or not np.isin(modality, (0, 1)).all(): raise InputError(f"modality has shape {modality.shape} and values {np.unique(modality)[:5]}; needed: a 0 (visible) or 1 (infrared) for each of {len(points)} points")
-    if identity is not None and len(identity) != len(points): raise InputError(f"{len(identity)} identities for {len(points)} points")
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise InputError(f"points have shape {points.shape}; needed: (images, 2) with at least one image")
+    if modality.shape != (len(points),) or not np.isin(modality, (0, 1)).all():
+        raise InputError(f"modality has shape {modality.shape} and values {np.unique(modality)[:5]}; "
+            f"needed: a 0 (visible) or 1 (infrared) for each of {len(points)} points")
+    if identity is not None and len(identity) != len(points):
+        raise InputError(f"{len(identity)} identities for {len(points)} points")
     size = float(np.clip(9000/len(points), 8, 40))
     panels = 1 if identity is None else 2
     fig, axes = new_axes(1, panels, figsize=(5.2*panels, 5), layout="constrained", squeeze=False)
@@ -213,8 +236,11 @@ def plot_embedding(
 # %% ../../nbs/looking/20_plots.ipynb #c026
 def _pictures(images, lead, name): # (..., H, W, 3) uint8
     x = as_array(images, name)
-    if x.ndim != lead + 3 or x.dtype != np.uint8 or not x.size: raise InputError(f"{name} are {x.dtype} of shape {x.shape}; needed: uint8 {'(rows, columns' if lead == 2 else '(rows'}, 3, H, W) or the same with channels last, at least one")
-    if x.shape[-1] != 3 and x.shape[lead] != 3: raise InputError(f"{name} have shape {x.shape}: neither the first nor the last axis of an image has 3 channels")
+    if x.ndim != lead + 3 or x.dtype != np.uint8 or not x.size:
+        raise InputError(f"{name} are {x.dtype} of shape {x.shape}; needed: uint8 "
+            f"{'(rows, columns' if lead == 2 else '(rows'}, 3, H, W) or the same with channels last, at least one")
+    if x.shape[-1] != 3 and x.shape[lead] != 3:
+        raise InputError(f"{name} have shape {x.shape}: neither the first nor the last axis of an image has 3 channels")
     return x if x.shape[-1] == 3 else np.moveaxis(x, lead, -1)
 
 def _picture(ax, image):
@@ -224,9 +250,10 @@ def _picture(ax, image):
 
 def _frame(ax, right, fontsize): # three cues: colour, line, symbol
     colour = RIGHT if right else WRONG
-    for spine in ax.spines.values(): spine.set(color=colour, linewidth=3, linestyle="-" if right else (0, (2, 1.2)), capstyle="butt")
-    ax.text(.97, .03, "✓" if right else "✗", transform=ax.transAxes, ha="right", va="bottom", color="white", fontsize=fontsize, fontweight="bold",
-            bbox=dict(boxstyle="square,pad=.12", fc=colour, ec="none"))
+    for spine in ax.spines.values():
+        spine.set(color=colour, linewidth=3, linestyle="-" if right else (0, (2, 1.2)), capstyle="butt")
+    ax.text(.97, .03, "✓" if right else "✗", transform=ax.transAxes, ha="right", va="bottom", color="white",
+            fontsize=fontsize, fontweight="bold", bbox=dict(boxstyle="square,pad=.12", fc=colour, ec="none"))
 
 @in_house_style
 def plot_ranked_lists(
@@ -241,23 +268,33 @@ def plot_ranked_lists(
     title: str = "", # above everything
 ): # the figure
     "Queries and the gallery images nearest to them, right ones framed green and wrong ones red."
-    queries, gallery, matches = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images"), as_numbers(matches, "matches").astype(bool)
+    queries, gallery = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images")
+    matches = as_numbers(matches, "matches").astype(bool)
     rows, columns = gallery.shape[:2]
     distances = None if distances is None else as_numbers(distances, "distances")
-    for name, shape in (("query images", (len(queries), columns)), ("matches", matches.shape), ("distances", (rows, columns) if distances is None else distances.shape)):
-        if shape != (rows, columns): raise InputError(f"{name} are for {shape} lists and places, gallery images for {(rows, columns)}")
+    of_distances = (rows, columns) if distances is None else distances.shape
+    shapes = {"query images": (len(queries), columns), "matches": matches.shape, "distances": of_distances}
+    for name, shape in shapes.items():
+        if shape != (rows, columns):
+            raise InputError(f"{name} are for {shape} lists and places, gallery images for {(rows, columns)}")
     if titles is not None and len(titles) != rows: raise InputError(f"{len(titles)} titles for {rows} queries")
     answers = None if answers is None else _pictures(answers, 1, "answers")
     if answers is not None and len(answers) != rows: raise InputError(f"{len(answers)} answers for {rows} queries")
     apart = (1,) if answers is None else (1, columns + 1)
-    fig, axes = _grid_of_pictures(rows, columns + len(apart), gallery.shape[2]/gallery.shape[3], distances is not None or answer_labels is not None, titles, apart, title)
+    numbers = distances is not None or answer_labels is not None
+    aspect = gallery.shape[2]/gallery.shape[3]
+    fig, axes = _grid_of_pictures(rows, columns + len(apart), aspect, numbers, titles, apart, title)
     for r in range(rows):
         _asking(axes[r][0], queries[r], None if titles is None else titles[r])
         for k in range(columns):
             if distances is not None and np.isinf(distances[r, k]): axes[r][k + 1].axis("off")
-            else: _answering(axes[r][k + 1], gallery[r, k], matches[r, k], "" if distances is None else f"{distances[r, k]:.2f}")
-        if answers is not None: _answering(axes[r][-1], answers[r], True, "" if answer_labels is None else answer_labels[r])
-    for k, name in enumerate([query_title, *range(1, columns + 1), "right one"][:len(axes[0])]): axes[0][k].set_title(name, fontsize=12, pad=6)
+            else:
+                number = "" if distances is None else f"{distances[r, k]:.2f}"
+                _answering(axes[r][k + 1], gallery[r, k], matches[r, k], number)
+        if answers is not None:
+            _answering(axes[r][-1], answers[r], True, "" if answer_labels is None else answer_labels[r])
+    headings = [query_title, *range(1, columns + 1), "right one"]
+    for ax, name in zip(axes[0], headings): ax.set_title(name, fontsize=12, pad=6)
     return fig
 
 def _asking(ax, image, title): # a query
@@ -271,10 +308,12 @@ def _answering(ax, image, right, label): # an image of the gallery
     if label: ax.set_xlabel(label, fontsize=10, labelpad=3)
 
 # %% ../../nbs/looking/20_plots.ipynb #c028
-def _grid_of_pictures(rows, columns, aspect, numbers, titles, apart=(1,), title=""): # `apart`: columns with a wide gap before them
+# `apart`: columns with a wide gap before them
+def _grid_of_pictures(rows, columns, aspect, numbers, titles, apart=(1,), title=""):
     width = .95 if aspect < 1.5 else .75
     height, line = width*aspect, .3 if numbers else .12
-    left, right, top, bottom = .15 if titles is None else .35 + .095*max(len(part) for t in titles for part in str(t).split("\n")), .12 if len(apart) == 1 else .25, .4, .08
+    left, right, top, bottom = .15, .12 if len(apart) == 1 else .25, .4, .08
+    if titles is not None: left = .35 + .095*max(len(part) for t in titles for part in str(t).split("\n"))
     xs = left + width*np.arange(columns) + np.cumsum([0, *(.35 if k in apart else .12 for k in range(1, columns))])
     lines = textwrap.wrap(title, int(9.5*(xs[-1] + width)))
     top += .24*len(lines) + .08*bool(lines)
@@ -306,15 +345,22 @@ def plot_attention(
     "Images, and over some of them where a network looked."
     images, maps = _pictures(images, 2, "images"), as_numbers(maps, "maps").astype(float)
     rows, columns = images.shape[:2]
-    if maps.shape != images.shape[:4]: raise InputError(f"maps have shape {maps.shape}; needed: a value for every pixel of the images, {images.shape[:4]}")
-    if np.nanmin(maps, initial=0) < 0 or np.nanmax(maps, initial=0) > 1: raise InputError(f"maps reach from {np.nanmin(maps):.3g} to {np.nanmax(maps):.3g}; scale them to 0 to 1")
-    for name, value, n in (("headings", headings, columns), ("titles", titles, rows), ("frames", frames, rows), ("labels", labels, rows)):
+    if maps.shape != images.shape[:4]:
+        raise InputError(f"maps have shape {maps.shape}; "
+            f"needed: a value for every pixel of the images, {images.shape[:4]}")
+    if np.nanmin(maps, initial=0) < 0 or np.nanmax(maps, initial=0) > 1:
+        raise InputError(f"maps reach from {np.nanmin(maps):.3g} to {np.nanmax(maps):.3g}; scale them to 0 to 1")
+    needed = (("headings", headings, columns), ("titles", titles, rows),
+        ("frames", frames, rows), ("labels", labels, rows))
+    for name, value, n in needed:
         if value is not None and len(value) != n: raise InputError(f"{len(value)} {name}; needed: {n}")
-    fig, axes = _grid_of_pictures(rows, columns, images.shape[2]/images.shape[3], labels is not None, titles, apart, title)
+    aspect = images.shape[2]/images.shape[3]
+    fig, axes = _grid_of_pictures(rows, columns, aspect, labels is not None, titles, apart, title)
     for r in range(rows):
         for k, ax in enumerate(axes[r]):
             seen = np.isnan(maps[r, k]).any()
-            _asking(ax, images[r, k] if seen else _overlay(images[r, k], maps[r, k]), titles[r] if titles is not None and k == 0 else None)
+            image = images[r, k] if seen else _overlay(images[r, k], maps[r, k])
+            _asking(ax, image, titles[r] if titles is not None and k == 0 else None)
             if frames is not None and frames[r][k] >= 0: _frame(ax, bool(frames[r][k]), 9)
             if labels is not None: ax.set_xlabel(labels[r][k], fontsize=10, labelpad=3)
     for ax, name in zip(axes[0], headings): ax.set_title(name, fontsize=12, pad=6)
@@ -329,23 +375,29 @@ def plot_cmc(
 ): # the axes
     "Share of queries with a right match among the first k."
     curves = {name: as_numbers(getattr(s, "cmc", s), "scores").astype(float)[:top] for name, s in scores.items()}
-    if not curves or not all(map(len, curves.values())): raise InputError("there is no curve to draw; pass at least one name with its scores")
+    if not curves or not all(map(len, curves.values())):
+        raise InputError("there is no curve to draw; pass at least one name with its scores")
     ax, top = _axes(ax, (7.5, 4)), max(map(len, curves.values()))
     styles = zip(COLOURS.values(), ["-", "--", "-.", ":"]*3)
     for name, curve in curves.items():
-        style = dict(color="#888888", ls=(0, (1, 1)), lw=1.5) if name == "chance" else dict(zip(("color", "ls"), next(styles)))
+        by_chance = dict(color="#888888", ls=(0, (1, 1)), lw=1.5)
+        style = by_chance if name == "chance" else dict(zip(("color", "ls"), next(styles)))
         ax.plot(np.arange(1, len(curve) + 1), 100*curve, label=f"{name} ({100*curve[0]:.1f})", **style)
     ticks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= top]
     if top > 1: ax.set_xscale("log")
-    ax.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda k, _: f"{k:g}"))
-    ax.set(xlabel="k, gallery images looked at", ylabel="queries with a match (%)", ylim=(0, 101), xlim=(1, max(top, 1.1)))
+    ax.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator(),
+        major_formatter=FuncFormatter(lambda k, _: f"{k:g}"))
+    ax.set(xlabel="k, gallery images looked at", ylabel="queries with a match (%)",
+        ylim=(0, 101), xlim=(1, max(top, 1.1)))
     ax.legend(title="(rank-1 in %)", loc="center left", bbox_to_anchor=(1, .5))
     return ax
 
 # %% ../../nbs/looking/20_plots.ipynb #c041
 NOT_TERMS = ("epoch", "step", "seed", "seconds")
 
-def _unit(column): return "%" if column.startswith("val_") else "" if column == "lr" else "nats" if column in ("classification", "mutual_learning", "vsd", "vcd", "vml") else ""
+def _unit(column):
+    if column.startswith("val_"): return "%"
+    return "nats" if column in ("classification", "mutual_learning", "vsd", "vcd", "vml") else ""
 
 @in_house_style
 def plot_history(
@@ -354,7 +406,9 @@ def plot_history(
     across: int = 3, # panels in a row
 ): # the figure
     "Every logged number over the epochs, a panel each."
-    if columns is None: columns = [c for c in history.select_dtypes("number") if c not in NOT_TERMS and history[c].fillna(0).to_numpy().any()]
+    if columns is None:
+        varies = lambda c: history[c].fillna(0).to_numpy().any()
+        columns = [c for c in history.select_dtypes("number") if c not in NOT_TERMS and varies(c)]
     epochs = _by_epoch(history, columns)
     if not len(columns): raise InputError("the history has no number to draw beside epoch, step, seed and seconds")
     across = min(across, len(columns))
@@ -367,29 +421,36 @@ def plot_history(
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(4))
     for ax in axes.flat[len(columns):]: ax.remove()
-    for c in range(across): axes[(len(columns) - 1 - c)//across, c].set_xlabel("epoch"); axes[(len(columns) - 1 - c)//across, c].tick_params(labelbottom=True)
+    for c in range(across):
+        lowest = axes[(len(columns) - 1 - c)//across, c]
+        lowest.set_xlabel("epoch")
+        lowest.tick_params(labelbottom=True)
     return fig
 
 # %% ../../nbs/looking/20_plots.ipynb #c044
 def _rows_of(table): # {(method, feature): row}, a little space between methods
     rows, y, last = {}, 0., None
-    for method, feature in sorted(table.groupby(["method", "feature"], sort=False).groups, key=lambda pair: list(table.method.unique()).index(pair[0])):
+    pairs, methods = table.groupby(["method", "feature"], sort=False).groups, list(table.method.unique())
+    for method, feature in sorted(pairs, key=lambda pair: methods.index(pair[0])):
         y += 0 if last is None else 1 if method == last else 1.5
         rows[method, feature], last = y, method
     return rows
 
 def _dots(ax, table, rows, looks):
     for (method, feature), part in table.groupby(["method", "feature"], sort=False):
-        y, (colour, marker), values = rows[method, feature], looks.get(feature, ("#777777", "s")), part.value.to_numpy(float)
+        y, values = rows[method, feature], part.value.to_numpy(float)
+        colour, marker = looks.get(feature, ("#777777", "s"))
         half = half_width(values)
-        ax.errorbar(values.mean(), y, xerr=None if np.isnan(half) else half, color=colour, fmt=marker, ms=6, capsize=3, lw=1.5, label=feature if feature in looks else None)
+        ax.errorbar(values.mean(), y, xerr=None if np.isnan(half) else half, color=colour, fmt=marker,
+            ms=6, capsize=3, lw=1.5, label=feature if feature in looks else None)
         if len(values) > 1: ax.scatter(values, np.full(len(values), y + .35), color=colour, marker="|", s=30, lw=1.2)
 
 def _name_rows(ax, rows): # one label a method, lines between methods
     groups = pd.Series(rows.values(), index=[method for method, _ in rows]).groupby(level=0, sort=False)
     ax.set(yticks=groups.mean(), yticklabels=groups.mean().index, ylim=(max(rows.values()) + .8, -.8))
     for y in groups.min().iloc[1:]: ax.axhline(y - .75, color="#d0d0d0", lw=.8)
-    ax.grid(axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0); ax.spines["left"].set_visible(False)
+    ax.grid(axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
 
 @in_house_style
 def plot_results(
@@ -401,12 +462,17 @@ def plot_results(
     missing = [c for c in ("method", "seed", "feature", "direction", "metric", "value") if c not in results]
     if missing: raise InputError(f"results without the columns {', '.join(missing)}")
     table = results[(results.metric == metric) & (references | (results.feature != results.method))]
-    if not len(table): raise InputError(f"no result for {metric!r}; metrics there: {', '.join(map(str, results.metric.unique())) or 'none'}")
+    if not len(table):
+        there = ", ".join(map(str, results.metric.unique())) or "none"
+        raise InputError(f"no result for {metric!r}; metrics there: {there}")
     for column in ("dataset", "split", "protocol"):
-        if column in table and table[column].nunique() > 1: raise InputError(f"results of several kinds in one picture ({column}: {', '.join(map(str, table[column].unique()[:4]))}); select one")
+        if column in table and table[column].nunique() > 1:
+            kinds = ", ".join(map(str, table[column].unique()[:4]))
+            raise InputError(f"results of several kinds in one picture ({column}: {kinds}); select one")
     rows, directions = _rows_of(table), list(table.direction.unique())
     looks = dict(zip(table.feature[table.feature != table.method].unique(), zip(COLOURS.values(), "os^DvPX*<>")))
-    fig, axes = new_axes(1, len(directions), figsize=(1 + 4.2*len(directions), 1.4 + .27*max(rows.values())), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    fig, axes = new_axes(1, len(directions), figsize=(1 + 4.2*len(directions), 1.4 + .27*max(rows.values())),
+        layout="constrained", sharex=True, sharey=True, squeeze=False)
     for ax, direction in zip(axes[0], directions):
         _dots(ax, table[table.direction == direction], rows, looks)
         _name_rows(ax, rows)
@@ -417,26 +483,33 @@ def plot_results(
     return fig
 
 # %% ../../nbs/looking/20_plots.ipynb #c047
-SIDES = {"v": ("observation v", COLOURS["blue"], "o"), "z": ("representation z", COLOURS["vermilion"], "s"), "headline": ("headline feature", COLOURS["black"], "D")}
+SIDES = {"v": ("observation v", COLOURS["blue"], "o"), "z": ("representation z", COLOURS["vermilion"], "s"),
+    "headline": ("headline feature", COLOURS["black"], "D")}
 
 @in_house_style
 def plot_differences(
-    table: pd.DataFrame, # dataset, method, side, reference, metric, difference, difference_interval, p_holm, as `comparison.compare` gives
+    table: pd.DataFrame, # dataset, method, side, reference, metric, difference, difference_interval, p_holm
 ): # the figure
     "Difference to the reference by method, with 95 % interval, a panel a dataset; filled where p (Holm) < 0.05."
-    missing = [c for c in ("dataset", "method", "side", "reference", "metric", "difference", "difference_interval", "p_holm") if c not in table]
+    # as `comparison.compare` gives
+    needed = ("dataset", "method", "side", "reference", "metric", "difference", "difference_interval", "p_holm")
+    missing = [c for c in needed if c not in table]
     if missing: raise InputError(f"differences without the columns {', '.join(missing)}")
     datasets, methods, sides = (list(table[c].unique()) for c in ("dataset", "method", "side"))
-    fig, axes = new_axes(1, len(datasets), figsize=(2 + 4.2*len(datasets), 1.2 + .36*len(methods)), layout="constrained", sharey=True, squeeze=False)
+    fig, axes = new_axes(1, len(datasets), figsize=(2 + 4.2*len(datasets), 1.2 + .36*len(methods)),
+        layout="constrained", sharey=True, squeeze=False)
     for ax, dataset in zip(axes[0], datasets):
         for k, side in enumerate(sides):
             name, colour, marker = SIDES.get(side, (side, "#777777", "s"))
             part = table[(table.dataset == dataset) & (table.side == side)]
             y = np.array([methods.index(m) for m in part.method]) + .3*(k - (len(sides) - 1)/2)
-            ax.errorbar(part.difference, y, xerr=part.difference_interval.fillna(0), fmt="none", ecolor=colour, capsize=2, lw=1.5)
-            ax.scatter(part.difference, y, s=36, marker=marker, edgecolor=colour, facecolor=[colour if p < .05 else "white" for p in part.p_holm], zorder=3, label=name)
+            ax.errorbar(part.difference, y, xerr=part.difference_interval.fillna(0),
+                fmt="none", ecolor=colour, capsize=2, lw=1.5)
+            ax.scatter(part.difference, y, s=36, marker=marker, edgecolor=colour,
+                facecolor=[colour if p < .05 else "white" for p in part.p_holm], zorder=3, label=name)
         ax.axvline(0, color="#444444", lw=1)
-        ax.set(title=dataset, xlabel=f"{table.metric.iloc[0]}, points above {table.reference.iloc[0]}", yticks=range(len(methods)), yticklabels=methods)
+        ax.set(title=dataset, xlabel=f"{table.metric.iloc[0]}, points above {table.reference.iloc[0]}",
+            yticks=range(len(methods)), yticklabels=methods)
         ax.grid(axis="x"); ax.grid(False, axis="y")
     axes[0, 0].set_ylim(len(methods) - .4, -.6)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sides))
@@ -458,7 +531,8 @@ def plot_sweep(
     for side, part in table.sort_values("value").groupby("side"):
         name, colour, marker = SIDES.get(side, (side, "#777777", "s"))
         ax.plot(part.value, part["mean"], marker=marker, color=colour, label=name)
-        ax.fill_between(part.value, part["mean"] - part.interval.fillna(0), part["mean"] + part.interval.fillna(0), color=colour, alpha=.15, lw=0)
+        low, high = (part["mean"] + sign*part.interval.fillna(0) for sign in (-1, 1))
+        ax.fill_between(part.value, low, high, color=colour, alpha=.15, lw=0)
     if log:
         values = sorted(table.value.unique())
         ax.set_xscale("log"); ax.set_xticks(values, [f"{v:g}" for v in values]); ax.minorticks_off()
@@ -475,13 +549,16 @@ def plot_sides(
     "Observation and representation of each method with their 95 % intervals, and a line between them."
     missing = [c for c in ("method", "side", "mean", "interval") if c not in table]
     if missing: raise InputError(f"a table without the columns {', '.join(missing)}")
-    if table.duplicated(["method", "side"]).any(): raise InputError("a method has several rows for one side; select one dataset")
+    if table.duplicated(["method", "side"]).any():
+        raise InputError("a method has several rows for one side; select one dataset")
     methods = list(table.method.unique())
     ax = _axes(ax, (5.6, 1 + .36*len(methods)))
-    for method, part in table.groupby("method"): ax.plot(part["mean"], [methods.index(method)]*len(part), color="#bbbbbb", lw=3, zorder=1)
+    for method, part in table.groupby("method"):
+        ax.plot(part["mean"], [methods.index(method)]*len(part), color="#bbbbbb", lw=3, zorder=1)
     for side, part in table.groupby("side"):
         name, colour, marker = SIDES.get(side, (side, "#777777", "s"))
-        ax.errorbar(part["mean"], part.method.map(methods.index), xerr=part.interval.fillna(0), fmt=marker, color=colour, ms=6, capsize=2, lw=1.2, label=name)
+        ax.errorbar(part["mean"], part.method.map(methods.index), xerr=part.interval.fillna(0),
+            fmt=marker, color=colour, ms=6, capsize=2, lw=1.2, label=name)
     ax.set(xlabel=f"{metric} (%)", yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - .4, -.6))
     ax.grid(axis="x"); ax.grid(False, axis="y")
     ax.legend(loc="upper center", bbox_to_anchor=(.5, -.42/(.36*len(methods))), ncols=2)
@@ -504,7 +581,8 @@ def plot_estimate(
         line, = ax.plot(part.step, part.validation, label=f"seed {seed}, held out")
         ax.plot(part.step, part.train, color=line.get_color(), ls=":", lw=1.2)
     for at, name, style in ((value, "estimate", "-"), (truth, "truth", "-."), (ceiling, "ceiling", "--")):
-        if at is not None and np.isfinite(at): ax.axhline(at, color="#444444", lw=1.2, ls=style, label=f"{name} {at:.2f}")
+        if at is not None and np.isfinite(at):
+            ax.axhline(at, color="#444444", lw=1.2, ls=style, label=f"{name} {at:.2f}")
     ax.set(xlabel="step", ylabel="nats"); ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     return ax
 
@@ -517,14 +595,18 @@ def plot_distances(
     missing = [c for c in ("feature", "pair", "same", "distance", "density") if c not in table]
     if missing: raise InputError(f"distances without the columns {', '.join(missing)}")
     features, pairs = list(table.feature.unique()), ["within", "across"]
-    fig, axes = new_axes(len(features), 2, figsize=(9, .8 + 1.7*len(features)), layout="constrained", sharex=True, squeeze=False)
+    fig, axes = new_axes(len(features), 2, figsize=(9, .8 + 1.7*len(features)),
+        layout="constrained", sharex=True, squeeze=False)
     for row, feature in zip(axes, features):
         for ax, pair in zip(row, pairs):
             for same, colour in ((True, RIGHT), (False, WRONG)):
-                part = table[(table.feature == feature) & (table.pair == pair) & (table.same == same)].sort_values("distance")
-                ax.fill_between(part.distance, part.density, color=colour, alpha=.35, lw=0, step="mid", label=f"{'same' if same else 'different'} identity")
+                part = table[(table.feature == feature) & (table.pair == pair) & (table.same == same)]
+                part = part.sort_values("distance")
+                ax.fill_between(part.distance, part.density, color=colour, alpha=.35, lw=0, step="mid",
+                    label=f"{'same' if same else 'different'} identity")
                 ax.step(part.distance, part.density, color=colour, lw=1.2, where="mid")
-            ax.set(yticks=[], title=f"{feature}, {pair} modalities" if pair == "across" else f"{feature}, within a modality"); ax.spines["left"].set_visible(False)
+            where = "across modalities" if pair == "across" else "within a modality"
+            ax.set(yticks=[], title=f"{feature}, {where}"); ax.spines["left"].set_visible(False)
     for ax in axes[-1]: ax.set_xlabel("distance of unit vectors")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
@@ -535,22 +617,25 @@ def _cameras(column): # numbers in order, then `all`
 
 def _camera_panel(ax, table, metric):
     rows, columns = _cameras(table.query_camera), _cameras(table.gallery_camera)
-    keyed = table.assign(query_camera=table.query_camera.astype(str), gallery_camera=table.gallery_camera.astype(str)).set_index(["query_camera", "gallery_camera"])
+    keys = ["query_camera", "gallery_camera"]
+    keyed = table.assign(**{k: table[k].astype(str) for k in keys}).set_index(keys)
     values = np.array([[keyed[metric].get((r, c), np.nan) for c in columns] for r in rows], float)
     cmap = LinearSegmentedColormap.from_list("", ["#ffffff", COLOURS["blue"]])
     ax.imshow(np.where(np.isnan(values), 0, values), cmap=cmap, vmin=0, vmax=100, aspect="auto")
     for (r, c), value in np.ndenumerate(values):
         if np.isnan(value): ax.add_patch(plt.Rectangle((c - .5, r - .5), 1, 1, fc="#cccccc", ec="none"))
-        ax.text(c, r, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "#222222")
+        ax.text(c, r, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center",
+            color="white" if value > 55 else "#222222")
     for line in (ax.axhline, ax.axvline): line(len(rows if line == ax.axhline else columns) - 1.5, color="white", lw=4)
     valid = [keyed.valid.get((r, "all"), np.nan) for r in rows]
-    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=[r if np.isnan(n) else f"{r}  ({n:.0f})" for r, n in zip(rows, valid)],
+    names = [r if np.isnan(n) else f"{r}  ({n:.0f})" for r, n in zip(rows, valid)]
+    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=names,
            xlabel="gallery camera", ylabel="query camera (queries)")
     ax.grid(False); ax.tick_params(length=0); ax.spines[:].set_visible(False)
 
 @in_house_style
 def plot_cameras(
-    table: pd.DataFrame, # query_camera, gallery_camera (`all`: over all of them), valid, the metric in percent; perhaps direction
+    table: pd.DataFrame, # query_camera, gallery_camera (or `all`), valid, the metric in percent; perhaps direction
     metric: str = "rank-1", # a column of it
     title: str = "", # above everything
 ): # the figure
@@ -559,9 +644,12 @@ def plot_cameras(
     if missing: raise InputError(f"a camera table without the columns {', '.join(missing)}")
     parts = list(table.groupby("direction", sort=False)) if "direction" in table else [("", table)]
     sizes = [tuple(len(_cameras(part[c])) for c in ("gallery_camera", "query_camera")) for _, part in parts]
-    if max(map(max, sizes)) <= 2: raise InputError("one camera asks and one is searched: the only cell is the score itself, and there is nothing to draw")
-    fig, axes = new_axes(1, len(parts), figsize=(1.2 + sum(1.6 + .6*w for w, _ in sizes), 1.5 + .48*max(h for _, h in sizes) + .3*bool(title)), layout="constrained",
-                             gridspec_kw=dict(width_ratios=[2 + w for w, _ in sizes]), squeeze=False)
+    if max(map(max, sizes)) <= 2:
+        raise InputError("one camera asks and one is searched: the only cell is the score itself, "
+            "and there is nothing to draw")
+    width, height = 1.2 + sum(1.6 + .6*w for w, _ in sizes), 1.5 + .48*max(h for _, h in sizes) + (.3 if title else 0)
+    fig, axes = new_axes(1, len(parts), figsize=(width, height), layout="constrained",
+        gridspec_kw=dict(width_ratios=[2 + w for w, _ in sizes]), squeeze=False)
     for ax, (direction, part) in zip(axes[0], parts):
         _camera_panel(ax, part, metric)
         ax.set_title(f"{metric} (%)" + f", {direction}"*bool(direction), fontsize=12)
@@ -582,8 +670,10 @@ def _region(ax, grid, mask, nats, top): # coloured by its value, labelled in the
     else: ax.contourf(x, y, mask, levels=[.5, 1.5], colors=[COLOURS["blue"]], alpha=.08 + .6*max(nats, 0)/top)
     depth = distance_transform_edt(mask)
     i, j = np.argwhere(depth > .97*depth.max()).mean(0).round().astype(int)
-    ax.text(x[i, j], y[i, j], f"{nats + 0.:.3f}".replace("-", "−") if abs(nats) > 5e-4 else "0", ha="center", va="center", fontsize=11, zorder=3,
-        color="#9c2f00" if nats < -5e-5 else "#222222", bbox=dict(fc="white", ec="none", pad=1.5) if nats < -5e-5 else None)
+    negative = nats < -5e-5
+    number = f"{nats + 0.:.3f}".replace("-", "−") if abs(nats) > 5e-4 else "0"
+    ax.text(x[i, j], y[i, j], number, ha="center", va="center", fontsize=11, zorder=3,
+        color="#9c2f00" if negative else "#222222", bbox=dict(fc="white", ec="none", pad=1.5) if negative else None)
 
 @in_house_style
 def plot_information_diagram(
@@ -592,7 +682,9 @@ def plot_information_diagram(
 ): # the axes
     "The information diagram of two or three variables, in nats; negative regions are hatched in red."
     names = list(dict.fromkeys(name for subset in regions for name in subset))
-    if len(names) not in (2, 3) or len(regions) != 2**len(names) - 1: raise InputError(f"a diagram has 3 regions of two variables or 7 of three; got {len(regions)} of {', '.join(map(str, names)) or 'none'}")
+    if len(names) not in (2, 3) or len(regions) != 2**len(names) - 1:
+        raise InputError("a diagram has 3 regions of two variables or 7 of three; "
+            f"got {len(regions)} of {', '.join(map(str, names)) or 'none'}")
     ax, top = _axes(ax, (4.5, 4)), max(max(regions.values()), 1e-9)
     centres, ways = _circles(len(names))
     grid = np.meshgrid(np.linspace(-2, 2, 321), np.linspace(-2, 2, 321))

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core import atomic_path
-from ..reid.data import MODALITIES
+from ..reid.records import MODALITIES
 from ..reid.evaluation import DIRECTIONS, extract_features, gallery_draws, pairwise_distances, protocol_text
 from ..reid.protocols import camera_groups, seeded_draw, sysu_galleries
 from .plots import embed_2d, plot_distances, plot_embedding, plot_kl_curves, plot_ranked_lists
-from ..reid.training import load_run, write_csv
+from ..reid.runs import load_run, write_csv
 
 # %% ../../nbs/looking/25_report.ipynb #c006
 METRICS = ("rank-1", "rank-5", "rank-10", "mAP", "mINP")
@@ -27,17 +27,25 @@ def scores_table(
     results: pd.DataFrame, # tidy rows of one dataset and seed: references and methods
 ) -> str: # lines of text
     "A line a method and feature: the ceiling above, what needs no learning and chance below, headline features marked."
-    values = results.pivot_table(index=["method", "feature"], columns=["direction", "metric"], values="value", sort=False)
+    values = results.pivot_table(index=["method", "feature"], columns=["direction", "metric"], values="value",
+        sort=False)
     values = values[[(d, m) for d in DIRECTIONS for m in METRICS]]
     headline = set(results[results.headline].groupby(["method", "feature"]).groups)
     order = sorted(range(len(values)), key=lambda i: _place(values.index[i][0]))
     names = [(m, "" if f == "none" else f + " *"*((m, f) in headline)) for m, f in values.index]
     wide = [max(8, *(len(n[k]) for n in names)) + 2 for k in (0, 1)]
-    head = [" "*sum(wide) + "  ".join(d.center(8*len(METRICS)) for d in DIRECTIONS), "method".ljust(wide[0]) + "feature".ljust(wide[1]) + "  ".join("".join(m.rjust(8) for m in METRICS) for _ in DIRECTIONS)]
-    rows = [names[i][0].ljust(wide[0]) + names[i][1].ljust(wide[1]) + "  ".join("".join(f"{v:8.1f}" for v in values.iloc[i][d]) for d in DIRECTIONS) for i in order]
-    what, seen = results.iloc[0], results[results.headline & (results.feature != "none")].get("validation", pd.Series(dtype=float)) # empty where nothing was chosen (hold_out=false), or where it is not told
+    over = " "*sum(wide) + "  ".join(d.center(8*len(METRICS)) for d in DIRECTIONS)
+    metrics = "  ".join("".join(m.rjust(8) for m in METRICS) for _ in DIRECTIONS)
+    head = [over, "method".ljust(wide[0]) + "feature".ljust(wide[1]) + metrics]
+    numbers = lambda row: "  ".join("".join(f"{v:8.1f}" for v in row[d]) for d in DIRECTIONS)
+    rows = [names[i][0].ljust(wide[0]) + names[i][1].ljust(wide[1]) + numbers(values.iloc[i]) for i in order]
+    what, marked = results.iloc[0], results[results.headline & (results.feature != "none")]
+    # empty where nothing was chosen (hold_out=false), or where it is not told
+    seen = marked.get("validation", pd.Series(dtype=float))
     protocol = results.protocol.iloc[-1] # of the trained method, which also says whom it knows
-    foot = [f"{what.dataset}, {what.split} identities, seed {what.seed}; {protocol}; percent. * headline feature" + ", chosen on validation identities"*bool(seen.notna().any())]
+    chosen = ", chosen on validation identities" if seen.notna().any() else ""
+    foot = [f"{what.dataset}, {what.split} identities, seed {what.seed}; {protocol}; "
+        f"percent. * headline feature{chosen}"]
     return "\n".join([*head, *rows, *foot])
 
 def _place(method): return -1 if method in ABOVE else BELOW.index(method) + 1 if method in BELOW else 0
@@ -53,9 +61,11 @@ def official_table(
     for (protocol, direction), part in results.groupby(["protocol", "direction"], sort=False):
         values = part.pivot_table(index="feature", columns="metric", values="value", sort=False)[metrics]
         marked = set(part[part.headline].feature)
-        blocks += [f"{direction}, {protocol}", " "*wide + "".join(m.rjust(8) for m in metrics),
-                   *((name + " *"*(name in marked)).ljust(wide) + "".join(f"{v:8.1f}" for v in row) for name, row in zip(values.index, values.to_numpy())), ""]
-    return "\n".join([*blocks, f"{what.dataset}, {what.method}, test identities, seed {what.seed}; percent. * headline feature"])
+        named = lambda name: (f"{name} *" if name in marked else name).ljust(wide)
+        rows = [named(name) + "".join(f"{v:8.1f}" for v in row) for name, row in zip(values.index, values.to_numpy())]
+        blocks += [f"{direction}, {protocol}", " "*wide + "".join(m.rjust(8) for m in metrics), *rows, ""]
+    foot = f"{what.dataset}, {what.method}, test identities, seed {what.seed}; percent. * headline feature"
+    return "\n".join([*blocks, foot])
 
 # %% ../../nbs/looking/25_report.ipynb #c010
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ def searches(
     seed: int = 0, # of the drawn gallery
 ) -> list: # of `Search`, one a direction
     "The first trial of the dataset's protocol: who asks, who is searched, and which pairs do not count."
-    if indices is None and dataset.published: return dict(sysu=_sysu_searches, regdb=_regdb_searches, llcm=_llcm_searches)[dataset.published](dataset)
+    if indices is None and dataset.published:
+        return dict(sysu=_sysu_searches, regdb=_regdb_searches, llcm=_llcm_searches)[dataset.published](dataset)
     indices, one = dataset.indices("test") if indices is None else indices, replace(dataset.protocol, draws=1)
     visible, infrared = gallery_draws(dataset.records, indices, one, seed)[0]
     words = protocol_text(dataset.records, indices, one)
@@ -94,11 +105,14 @@ def _sysu_searches(dataset):
     draw = "agw" if dataset.permutations is None else "official"
     gallery = visible[sysu_galleries(ids[visible], cameras[visible], dataset.permutations, trials=1, draw=draw)[0]]
     same_room = (cameras[infrared] == 3)[:, None] & (cameras[gallery] == 2)
-    return [Search(DIRECTIONS[0], infrared, gallery, same_room, f"all-search, 1 shot, first trial of {dict(official='the official draw', agw='the draw of AGW')[draw]}; queries of camera 3 do not see camera 2")]
+    draws = dict(official="the official draw", agw="the draw of AGW")
+    protocol = f"all-search, 1 shot, first trial of {draws[draw]}; queries of camera 3 do not see camera 2"
+    return [Search(DIRECTIONS[0], infrared, gallery, same_room, protocol)]
 
 def _regdb_searches(dataset):
     infrared, visible, *_ = _test_side(dataset)
-    return [Search(d, *sides, None, f"all test images of {dataset.name.partition(' ')[2]}") for d, sides in zip(DIRECTIONS, ((infrared, visible), (visible, infrared)))]
+    protocol, sides = f"all test images of {dataset.name.partition(' ')[2]}", ((infrared, visible), (visible, infrared))
+    return [Search(d, *pair, None, protocol) for d, pair in zip(DIRECTIONS, sides)]
 
 def _llcm_searches(dataset):
     infrared, visible, ids, cameras = _test_side(dataset)
@@ -106,7 +120,8 @@ def _llcm_searches(dataset):
     for direction, query, side in zip(DIRECTIONS, (infrared, visible), (visible, infrared)):
         gallery = side[seeded_draw(camera_groups(ids[side], cameras[side]), 0)]
         own = (ids[query][:, None] == ids[gallery]) & (cameras[query][:, None] == cameras[gallery])
-        found.append(Search(direction, query, gallery, own, "one image an identity and camera, first trial; a query does not see its own identity in its own camera"))
+        found.append(Search(direction, query, gallery, own, "one image an identity and camera, first trial; "
+            "a query does not see its own identity in its own camera"))
     return found
 
 # %% ../../nbs/looking/25_report.ipynb #c013
@@ -125,7 +140,8 @@ def search_distances(
     rows: list, features: list, # of `search_features`
 ) -> np.ndarray: # `(Q, G)` cosine distances; infinite where a pair does not count
     "Distances by which the gallery is ranked."
-    query, gallery = (features[m][np.searchsorted(rows[m], side)] for m, side in ((search.asking, search.query), (1 - search.asking, search.gallery)))
+    sides = (search.asking, search.query), (1 - search.asking, search.gallery)
+    query, gallery = (features[m][np.searchsorted(rows[m], side)] for m, side in sides)
     distances = pairwise_distances(query, gallery).numpy()
     return distances if search.exclude is None else np.where(search.exclude, np.inf, distances)
 
@@ -144,10 +160,12 @@ def write_pictures(
     seed = embed.config.seed
     found, indices = searches(dataset, indices, seed), dataset.indices("test") if indices is None else indices
     rows, features = search_features(dataset, embed, found, headline)
-    figures = {"embedding": embedding_figure(features, [dataset.records.identity.to_numpy()[side] for side in rows], headline, seed)}
+    ids = [dataset.records.identity.to_numpy()[side] for side in rows]
+    figures = {"embedding": embedding_figure(features, ids, headline, seed)}
     for search in found:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(search.query))[:queries])
-        figures["ranked_" + slug(search.direction)] = ranked_figure(dataset, search, search_distances(search, rows, features), chosen, depth)
+        d = search_distances(search, rows, features)
+        figures["ranked_" + slug(search.direction)] = ranked_figure(dataset, search, d, chosen, depth)
     history = pd.read_csv(run_dir/"history.csv")
     if history[["vsd", "vcd", "vml"]].to_numpy().any(): figures["kl_curves"] = plot_kl_curves(history).figure
     distances = distance_table(dataset, embed, indices, seed=seed)
@@ -177,7 +195,9 @@ def distance_table(
     for name in (f for f in features if f in found[0]):
         x = np.concatenate([f[name].numpy() for f in found])
         distance = (2*pairwise_distances(x, x).numpy()[i, j].clip(0)).clip(0, 4)**.5
-        rows += [_histogram(distance[(within == (pair == "within")) & (same == yes)], bins, feature=name, pair=pair, same=yes) for pair in ("within", "across") for yes in (True, False)]
+        for pair, yes in (("within", True), ("within", False), ("across", True), ("across", False)):
+            these = distance[(within == (pair == "within")) & (same == yes)]
+            rows.append(_histogram(these, bins, feature=name, pair=pair, same=yes))
     return pd.concat(rows, ignore_index=True)
 
 def _histogram(distance, bins, **columns): # density over 0..2; no row where there is no distance
@@ -204,7 +224,7 @@ def embedding_figure(
     title: str, # name of the feature
     seed: int = 0,
 ):
-    "Infrared and visible features in two dimensions, by modality and by identity; of more than 2,000 images of a modality, as many drawn by the seed."
+    "Features in two dimensions, by modality and by identity; at most 2,000 images of a modality, drawn by the seed."
     drawn = [np.sort(np.random.default_rng(seed).permutation(len(f))[:2000]) for f in features]
     features, ids = [f[d] for f, d in zip(features, drawn)], [i[d] for i, d in zip(ids, drawn)]
     points, method = embed_2d(np.concatenate(features), seed=seed)
@@ -229,4 +249,5 @@ def ranked_figure(
     matches = ids[search.gallery][nearest] == ids[search.query][chosen][:, None]
     images = dataset.images(search.gallery[nearest.ravel()]).unflatten(0, nearest.shape)
     if answers is not None: words |= dict(answers=dataset.images(search.gallery[answers]))
-    return plot_ranked_lists(dataset.images(search.query[chosen]), images, matches, np.take_along_axis(distances, nearest, 1), query_title=f"{MODALITIES[search.asking]} query", **words)
+    near, asking = np.take_along_axis(distances, nearest, 1), f"{MODALITIES[search.asking]} query"
+    return plot_ranked_lists(dataset.images(search.query[chosen]), images, matches, near, query_title=asking, **words)

@@ -38,7 +38,7 @@ class Sheet(Figure):
     def _repr_png_(self): return png(self)
 
 class Shown(W.Image):
-    "An `Image` whose tooltip stands for it in words; without a description the front end stops at an image that has one."
+    "An `Image` whose tooltip stands for it in words; with no description the front end stops at one with a tooltip."
     description = Unicode("").tag(sync=True)
 
 class Page(W.VBox):
@@ -50,7 +50,8 @@ class Page(W.VBox):
     def _repr_mimebundle_(self, **kwargs):
         view = "application/vnd.jupyter.widget-view+json"
         data = super()._repr_mimebundle_(**kwargs)
-        return {view: data[view], "text/html": f'<script type="{view}">{json.dumps(data[view])}</script>', "text/plain": self.said}
+        script = f'<script type="{view}">{json.dumps(data[view])}</script>'
+        return {view: data[view], "text/html": script, "text/plain": self.said}
 
 # %% ../../nbs/looking/22_widgets.ipynb #c007
 def png(
@@ -64,7 +65,8 @@ def png(
         figure.dpi, agg = dpi, FigureCanvasAgg(figure)
         agg.draw() # once; `savefig` draws twice
     figure.set_canvas(canvas); figure.dpi = own_dpi
-    picture = Picture.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB").quantize(colours, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE)
+    picture = Picture.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
+    picture = picture.quantize(colours, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE)
     picture.putpalette([255 if c == 254 else c for c in picture.getpalette()]) # the octree's white is not quite white
     picture.save(out, "PNG")
     return out.getvalue()
@@ -85,9 +87,10 @@ class Panel:
         controls: dict, # name -> ipywidgets control; each becomes an attribute
         size=(9, 3.2), # of the picture, inches
         alt=str, # numbers -> the sentence that stands for the picture
-        axes=None, # figure -> dict of axes, made once: `draw` then gets these, emptied, in place of the figure, and is twice as quick
+        axes=None, # figure -> dict of axes, made once: `draw` gets these, emptied, in its place, and is twice as quick
     ):
-        self._draw, self.controls, self.size, self.alt, self._axes, self._settled = draw, controls, size, alt, axes, False
+        self._draw, self.controls, self.size, self.alt = draw, controls, size, alt
+        self._axes, self._settled = axes, False
         vars(self).update(controls)
         self.figure, self.image = self._blank(), Shown(format="png", layout=W.Layout(align_self="flex-start"))
         for control in controls.values(): control.observe(self.redraw, "value")
@@ -117,7 +120,8 @@ class Panel:
         **changes, # controls to take otherwise; the panel itself stays as it is
     ) -> dict: # the numbers shown
         "Draw somewhere else."
-        if unknown := set(changes) - set(self.controls): raise InputError(f"no control {', '.join(sorted(unknown))}; there are {', '.join(self.controls)}")
+        if unknown := set(changes) - set(self.controls):
+            raise InputError(f"no control {', '.join(sorted(unknown))}; there are {', '.join(self.controls)}")
         with house_style(): return self._draw(self._ground(figure), **{**self.values, **changes})
 
     def _ground(self, figure): # what to draw on
@@ -160,55 +164,73 @@ def flipbook(
     "A slider through pictures that are there already: it moves without Python."
     if not pictures: raise InputError("a flipbook needs at least one picture")
     layout = W.Layout(align_self="flex-start") # not stretched; one for all: each costs a kilobyte
-    images = [Shown(value=p if isinstance(p, bytes) else png(p, colours=32), format="png", tooltip=f"{name} {label}".strip(), layout=layout) for label, p in pictures.items()]
-    slider, stack = W.SelectionSlider(options=[str(label) for label in pictures], description=name, layout=W.Layout(width="400px"), style=dict(description_width="initial")), W.Stack(images, selected_index=0)
+    images = [Shown(value=p if isinstance(p, bytes) else png(p, colours=32), format="png",
+        tooltip=f"{name} {label}".strip(), layout=layout) for label, p in pictures.items()]
+    slider = W.SelectionSlider(options=[str(label) for label in pictures], description=name,
+        layout=W.Layout(width="400px"), style=dict(description_width="initial"))
+    stack = W.Stack(images, selected_index=0)
     W.jslink((slider, "index"), (stack, "selected_index"))
     return Page([slider, stack], f"{len(pictures)} pictures for {name or 'a slider'}: {', '.join(map(str, pictures))}")
 
 # %% ../../nbs/looking/22_widgets.ipynb #c010
-def _slider(name, value, low, high, step=.1, **style): return W.FloatSlider(value, min=low, max=high, step=step, description=name, style=dict(description_width="initial", **style))
+def _slider(name, value, low, high, step=.1, **style):
+    return W.FloatSlider(value, min=low, max=high, step=step, description=name,
+        style=dict(description_width="initial", **style))
 
-def _choice(name, values, value): return W.SelectionSlider(options=[(f"{v:g}", v) for v in values], value=value, description=name, style=dict(description_width="initial"))
+def _choice(name, values, value):
+    return W.SelectionSlider(options=[(f"{v:g}", v) for v in values], value=value, description=name,
+        style=dict(description_width="initial"))
 
 def _numbers(values, name, shape): # float64, checked
     x = as_numbers(values, name).astype(np.float64)
-    if x.ndim != len(shape) or not all(low <= n <= high for n, (low, high) in zip(x.shape, shape)): raise InputError(f"{name} has shape {x.shape}; needed: ({', '.join(f'{low} to {high}' for low, high in shape)})")
+    if x.ndim != len(shape) or not all(low <= n <= high for n, (low, high) in zip(x.shape, shape)):
+        needed = ", ".join(f"{low} to {high}" for low, high in shape)
+        raise InputError(f"{name} has shape {x.shape}; needed: ({needed})")
     if not np.isfinite(x).all(): raise InputError(f"{name} holds NaN or infinite values; needed: finite numbers")
     return x
 
 def _joint(values, most): # probabilities or counts -> probabilities
     x = _numbers(values, "joint", [(2, n) for n in most])
-    if (x < 0).any() or not x.sum(0).all() or not x.sum(1).all(): raise InputError("joint needs entries of 0 or more, and no empty row or column: leave labels and inputs that never occur out")
+    if (x < 0).any() or not x.sum(0).all() or not x.sum(1).all():
+        raise InputError("joint needs entries of 0 or more, and no empty row or column: "
+            "leave labels and inputs that never occur out")
     return x/x.sum()
 
 # %% ../../nbs/looking/22_widgets.ipynb #c012
-LOSSES = {"KL[p‖q]": (COLOURS["blue"], ""), "KL[q‖p]": (COLOURS["sky"], "//"), "JS[p‖q]": (COLOURS["green"], ".."), "released": (COLOURS["vermilion"], "")}
+LOSSES = {"KL[p‖q]": (COLOURS["blue"], ""), "KL[q‖p]": (COLOURS["sky"], "//"), "JS[p‖q]": (COLOURS["green"], ".."),
+    "released": (COLOURS["vermilion"], "")}
 
 def compare_logits(
     p_logits, # `(C,)` of the teacher
     q_logits, # `(C,)` of the student
-) -> dict: # p, q, `nats` and `gradients` (with respect to the student's logits) by name, and `least`: the q of the smallest released loss
+) -> dict: # p, q; `nats` and `gradients` (by the student's logits) by name; `least`: the q of the least released loss
     "Four losses between two distributions, and where each pulls the student."
-    p, q = as_tensor(p_logits, "p_logits")[None].double(), as_tensor(q_logits, "q_logits").detach()[None].double().requires_grad_()
+    p = as_tensor(p_logits, "p_logits")[None].double()
+    q = as_tensor(q_logits, "q_logits").detach()[None].double().requires_grad_()
     values = dict(zip(LOSSES, (kl_divergence(p, q), kl_divergence(q, p), js_divergence(p, q), released_loss(p, q))))
     gradients = {name: torch.autograd.grad(value, q)[0][0].numpy() for name, value in values.items()}
     p = p.softmax(1)
-    return dict(p=p[0].numpy(), q=q.detach().softmax(1)[0].numpy(), nats={name: float(v.detach()) for name, v in values.items()}, gradients=gradients, least=p.softmax(1)[0].numpy())
+    nats = {name: float(v.detach()) for name, v in values.items()}
+    return dict(p=p[0].numpy(), q=q.detach().softmax(1)[0].numpy(), nats=nats, gradients=gradients,
+        least=p.softmax(1)[0].numpy())
 
 def _draw_two(axes, **logits):
     n, (left, middle, right) = compare_logits(*np.array(list(logits.values())).reshape(2, -1)), axes.values()
     at = np.arange(len(n["p"]))
-    for k, (name, what, colour) in enumerate((("p", "p, teacher", COLOURS["blue"]), ("q", "q, student", COLOURS["orange"]))):
+    sides = (("p", "p, teacher", COLOURS["blue"]), ("q", "q, student", COLOURS["orange"]))
+    for k, (name, what, colour) in enumerate(sides):
         left.bar(at + .38*k - .19, n[name], .36, color=colour, label=what)
     left.hlines(n["least"], at - .02, at + .4, color=COLOURS["black"], lw=2, label="best q for the released loss")
     left.set(ylim=(0, 1), ylabel="probability", title="distributions")
     for k, (name, (colour, hatch)) in enumerate(LOSSES.items()):
         nats = n["nats"][name]
         middle.barh(k, nats, color=colour, hatch=hatch, ec="white", height=.7)
-        middle.annotate(f"{nats:.3f}".replace("-", "−"), (max(nats, 0), k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=11)
+        middle.annotate(f"{nats:.3f}".replace("-", "−"), (max(nats, 0), k), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=11)
         right.bar(at + .2*k - .3, n["gradients"][name], .18, color=colour, hatch=hatch, ec="white")
     top, steep = max(1, max(n["nats"].values())), max(.1, *(abs(g).max() for g in n["gradients"].values()))
-    middle.set(xlim=(1.1*min(-.35, n["nats"]["released"]), 1.35*top), ylim=(3.6, -.6), yticks=range(4), yticklabels=LOSSES, xlabel="nats", title="losses")
+    middle.set(xlim=(1.1*min(-.35, n["nats"]["released"]), 1.35*top), ylim=(3.6, -.6), yticks=range(4),
+        yticklabels=LOSSES, xlabel="nats", title="losses")
     middle.axvline(0, color="#444444", lw=1); middle.grid(axis="x"); middle.grid(False, axis="y")
     right.set(ylim=(-1.1*steep, 1.1*steep), ylabel="nats per unit of logit", title="gradients by q's logits")
     right.axhline(0, color="#444444", lw=1)
@@ -227,12 +249,20 @@ def two_distributions(
 ) -> Panel: # controls p1, p2, ... and q1, q2, ...; numbers as of `compare_logits`
     "Drag the logits of two distributions: KL both ways, JS, the released loss, and their gradients."
     p, q = _numbers(p_logits, "p_logits", [(2, 6)]), _numbers(q_logits, "q_logits", [(2, 6)])
-    if p.shape != q.shape: raise InputError(f"p has {len(p)} classes and q {len(q)}; they must be over the same classes")
+    if p.shape != q.shape:
+        raise InputError(f"p has {len(p)} classes and q {len(q)}; they must be over the same classes")
     reach = max(6., np.ceil(abs(np.concatenate([p, q])).max()))
-    upright = lambda name, value, colour: W.FloatSlider(value, min=-reach, max=reach, step=.1, description=name, orientation="vertical", readout_format=".1f", style=dict(handle_color=colour), layout=W.Layout(height="150px", width="62px"))
-    controls = {f"{side}{k + 1}": upright(f"{side}{k + 1}", value, colour) for side, values, colour in (("p", p, COLOURS["blue"]), ("q", q, COLOURS["orange"])) for k, value in enumerate(values)}
-    return Panel(_draw_two, controls, (10, 3.2), lambda n: ", ".join(f"{name} {v:.3f}" for name, v in n["nats"].items()) + " nats; largest gradient " + ", ".join(f"{name} {abs(g).max():.3f}" for name, g in n["gradients"].items()),
-                 lambda figure: figure.subplot_mosaic("png", width_ratios=[1, 1, 1.2]))
+    scale = dict(min=-reach, max=reach, step=.1, orientation="vertical", readout_format=".1f")
+    upright = lambda name, value, colour: W.FloatSlider(value, description=name, style=dict(handle_color=colour),
+        layout=W.Layout(height="150px", width="62px"), **scale)
+    sides = (("p", p, COLOURS["blue"]), ("q", q, COLOURS["orange"]))
+    controls = {f"{side}{k + 1}": upright(f"{side}{k + 1}", value, colour)
+        for side, values, colour in sides for k, value in enumerate(values)}
+    each = lambda values: ", ".join(f"{name} {v:.3f}" for name, v in values.items())
+    steepest = lambda gradients: each({name: abs(g).max() for name, g in gradients.items()})
+    describe = lambda n: f"{each(n['nats'])} nats; largest gradient {steepest(n['gradients'])}"
+    mosaic = lambda figure: figure.subplot_mosaic("png", width_ratios=[1, 1, 1.2])
+    return Panel(_draw_two, controls, (10, 3.2), describe, mosaic)
 
 # %% ../../nbs/looking/22_widgets.ipynb #c021
 def _channel(size, stay, target): # `(size, size)`: with probability `stay` the same, else by the rows of `target`
@@ -245,7 +275,7 @@ def bottleneck_systems(
     noise: float = .1, # share of observations that show any x, from 0 to 1
     compression: float = .5, # 0: z is v; 1: z is the label that v makes most likely
 ) -> tuple: # `Systems` over y v z w a b, and over y v1 v2 z1 z2
-    "One encoder, and two views of one x, as exact tables; w is a rival encoder that merges neighbours, a and b are classifiers that have learned nothing."
+    "Exact tables of one encoder and of two views; w, a rival, merges neighbours; a and b, classifiers, know nothing."
     Y, X = joint.shape
     seen = _view(X, noise)
     guess = (joint @ seen).argmax(0)
@@ -253,8 +283,10 @@ def bottleneck_systems(
     z, w = (_channel(X, 1 - compression, np.eye(X)[to]) for to in (first, np.arange(X)//2*2))
     blind = np.tile(joint.sum(1), (X, 1))
     build = lambda factors, *tables, **sizes: Family(factors, **sizes).build([torch.as_tensor(t)[None] for t in tables])
-    one = build("y x, v|x, z|v, w|v, a|v, b|z", joint.reshape(1, -1), seen, z, w, blind, blind, y=Y, x=X, v=X, z=X, w=X, a=Y, b=Y)
-    two = build("y x, v1|x, v2|x, z1|v1, z2|v2", joint.reshape(1, -1), seen, seen, z, z, y=Y, x=X, v1=X, v2=X, z1=X, z2=X)
+    one = build("y x, v|x, z|v, w|v, a|v, b|z", joint.reshape(1, -1), seen, z, w, blind, blind,
+        y=Y, x=X, v=X, z=X, w=X, a=Y, b=Y)
+    two = build("y x, v1|x, v2|x, z1|v1, z2|v2", joint.reshape(1, -1), seen, seen, z, z,
+        y=Y, x=X, v1=X, v2=X, z1=X, z2=X)
     return tuple(Systems(s.marginal(names), names) for s, names in ((one, "y v z w a b"), (two, "y v1 v2 z1 z2")))
 
 def judge(
@@ -267,7 +299,8 @@ def judge(
         s = two if "v1" in FAMILIES[c.families[0]].names else one
         gap = float(c.gap(s))
         asked = c.such_that is None or bool(c.such_that(s))
-        rows[name] = dict(statement=c.statement, gap=gap, verdict="not asked" if not asked else "fails" if gap > TOLERANCE else "holds")
+        verdict = "not asked" if not asked else "fails" if gap > TOLERANCE else "holds"
+        rows[name] = dict(statement=c.statement, gap=gap, verdict=verdict)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 PARTS = { # of the entropies of y, v and z, from left to right: in words, colour, hatch, whose they are
@@ -280,21 +313,30 @@ PARTS = { # of the entropies of y, v and z, from left to right: in words, colour
 }
 
 def _information(s):
-    parts = {"H(y|v)": s.H("y", "v"), "I(v;y|z)": s.I("v", "y", "z"), "I(z;y)": s.I("z", "y"), "I(v;z|y)": s.I("v", "z", "y"), "H(v|y,z)": s.H("v", "y z"), "H(z|v)": s.H("z", "v")}
-    return {name: float(n) for name, n in (parts | {"I(v;y)": s.I("v", "y"), "I(v;z)": s.I("v", "z"), **{f"H({a})": s.H(a) for a in "yvz"}}).items()}
+    parts = {"H(y|v)": s.H("y", "v"), "I(v;y|z)": s.I("v", "y", "z"), "I(z;y)": s.I("z", "y"),
+        "I(v;z|y)": s.I("v", "z", "y"), "H(v|y,z)": s.H("v", "y z"), "H(z|v)": s.H("z", "v")}
+    whole = {"I(v;y)": s.I("v", "y"), "I(v;z)": s.I("v", "z"), **{f"H({a})": s.H(a) for a in "yvz"}}
+    return {name: float(n) for name, n in (parts | whole).items()}
 
 def _draw_parts(ax, nats, most): # nats that the axis reaches
     left = 0
     for part, (words, colour, hatch, owners) in PARTS.items():
         width = max(nats[part], 0)
-        ax.barh([" yvz".index(a) for a in owners], width, left=left, color=colour, hatch=hatch, ec="white", height=.8, label=f"{part}  {words}")
-        if width > .09*most: ax.text(left + width/2, " yvz".index("v" if "v" in owners else owners), f"{width:.2f}", ha="center", va="center", fontsize=10, color="white" if part in ("I(z;y)", "I(v;z|y)") else "black", bbox=dict(fc=colour, ec="none", pad=1.5))
-        if part == "H(v|y,z)": ax.hlines(3, left, left + width, color="#999999", lw=1) # the row of z goes on behind what it does not know
+        ax.barh([" yvz".index(a) for a in owners], width, left=left, color=colour, hatch=hatch, ec="white", height=.8,
+            label=f"{part}  {words}")
+        if width > .09*most:
+            ink = "white" if part in ("I(z;y)", "I(v;z|y)") else "black"
+            ax.text(left + width/2, " yvz".index("v" if "v" in owners else owners), f"{width:.2f}", ha="center",
+                va="center", fontsize=10, color=ink, bbox=dict(fc=colour, ec="none", pad=1.5))
+        if part == "H(v|y,z)": # the row of z goes on behind what it does not know
+            ax.hlines(3, left, left + width, color="#999999", lw=1)
         left += width
-    ax.set(yticks=(1, 2, 3), yticklabels=[f"H({a})  {nats[f'H({a})']:.3f}" for a in "yvz"], ylim=(3.5, .5), xlabel="nats", xlim=(0, most))
+    ax.set(yticks=(1, 2, 3), yticklabels=[f"H({a})  {nats[f'H({a})']:.3f}" for a in "yvz"], ylim=(3.5, .5),
+        xlabel="nats", xlim=(0, most))
     ax.grid(axis="x"); ax.grid(False, axis="y")
 
-MARKS = {"holds": ("o", COLOURS["green"], COLOURS["green"]), "fails": ("X", COLOURS["vermilion"], COLOURS["vermilion"]), "not asked": ("o", "white", "#888888")}
+MARKS = {"holds": ("o", COLOURS["green"], COLOURS["green"]), "fails": ("X", COLOURS["vermilion"], COLOURS["vermilion"]),
+    "not asked": ("o", "white", "#888888")}
 
 def _draw_verdicts(ax, table):
     at = np.arange(len(table))
@@ -303,10 +345,13 @@ def _draw_verdicts(ax, table):
         ax.plot(table.gap[part].clip(1e-18, 10), at[part], marker, color=colour, mec=edge, ms=7, ls="")
     ax.axvline(TOLERANCE, color="#444444", lw=1, ls="--")
     counts = table.verdict.value_counts()
-    ax.set_title(f"● {counts.get('holds', 0)} hold   ✖ {counts.get('fails', 0)} fail   ○ {counts.get('not asked', 0)} not asked", fontsize=12, loc="right")
+    holds, fails, rest = (counts.get(verdict, 0) for verdict in MARKS)
+    ax.set_title(f"● {holds} hold   ✖ {fails} fail   ○ {rest} not asked", fontsize=12, loc="right")
     if ax.get_xscale() == "log": return # the rest stays
-    ax.set(xscale="log", xlim=(3e-19, 10), ylim=(len(table) - .5, -.5), xticks=[1e-18, 1e-12, 1e-6, 1], xticklabels=["not at all", "10⁻¹²", "10⁻⁶", "1"], xlabel="by how much it is violated")
-    ax.set_yticks(at, table.index, fontsize=10); ax.xaxis.set_minor_locator(NullLocator()); ax.tick_params(axis="y", length=0)
+    ax.set(xscale="log", xlim=(3e-19, 10), ylim=(len(table) - .5, -.5), xticks=[1e-18, 1e-12, 1e-6, 1],
+        xticklabels=["not at all", "10⁻¹²", "10⁻⁶", "1"], xlabel="by how much it is violated")
+    ax.set_yticks(at, table.index, fontsize=10)
+    ax.xaxis.set_minor_locator(NullLocator()); ax.tick_params(axis="y", length=0)
 
 def _draw_channel(ax, p, given, target):
     ax.imshow(p, cmap="Blues", norm=PowerNorm(.5, 0, 1), aspect="auto")
@@ -326,18 +371,24 @@ def _draw_bottleneck(axes, noise, compression, seed=0, joint=None):
 
 def _random_joint(seed, labels=3, inputs=6):
     g = generator("widgets", "joint", seed=seed)
-    return random_distribution(labels, scale=.5, generator=g)[:, None]*random_distribution(labels, inputs, scale=2., generator=g)
+    label = random_distribution(labels, scale=.5, generator=g)[:, None]
+    return label*random_distribution(labels, inputs, scale=2., generator=g)
 
 def bottleneck_table(
     joint=None, # `(Y, X)` probabilities or counts of labels and inputs, 2 to 6 by 2 to 8; None: random ones
 ) -> Panel: # controls noise, compression and seed (random ones only); numbers: `nats`, and `verdicts` as of `judge`
     "y → x → v → z as exact tables: what v and z know, and the verdict of every equation."
-    controls, own = dict(noise=_slider("noise of v", .1, 0, 1, .02), compression=_slider("compression of z", .5, 0, 1, .02)), None
-    if joint is None: controls["seed"] = W.IntSlider(0, min=0, max=50, description="seed", style=dict(description_width="initial"))
-    else: own = _joint(joint, (6, 8))
-    describe = lambda n: f"I(v;y) {n['nats']['I(v;y)']:.3f}, I(v;z) {n['nats']['I(v;z)']:.3f}, I(z;y) {n['nats']['I(z;y)']:.3f} nats. Fails here: {'; '.join(n['verdicts'].index[n['verdicts'].verdict == 'fails']) or 'nothing'}."
-    mosaic = lambda figure: figure.subplot_mosaic([["x", "v", "z", "claims"], ["nats", "nats", "nats", "claims"]], width_ratios=[1, 1, 1, 2.1], height_ratios=[1, 1.1])
-    return Panel(lambda axes, **values: _draw_bottleneck(axes, joint=own, **values), controls, (10.5, 7), describe, mosaic)
+    controls = dict(noise=_slider("noise of v", .1, 0, 1, .02), compression=_slider("compression of z", .5, 0, 1, .02))
+    own = None if joint is None else _joint(joint, (6, 8))
+    if joint is None:
+        controls["seed"] = W.IntSlider(0, min=0, max=50, description="seed", style=dict(description_width="initial"))
+    known = lambda nats: ", ".join(f"{name} {nats[name]:.3f}" for name in ("I(v;y)", "I(v;z)", "I(z;y)"))
+    failing = lambda verdicts: "; ".join(verdicts.index[verdicts.verdict == "fails"]) or "nothing"
+    describe = lambda n: f"{known(n['nats'])} nats. Fails here: {failing(n['verdicts'])}."
+    mosaic = lambda figure: figure.subplot_mosaic([["x", "v", "z", "claims"], ["nats", "nats", "nats", "claims"]],
+        width_ratios=[1, 1, 1, 2.1], height_ratios=[1, 1.1])
+    return Panel(lambda axes, **values: _draw_bottleneck(axes, joint=own, **values), controls, (10.5, 7),
+        describe, mosaic)
 
 # %% ../../nbs/looking/22_widgets.ipynb #c032
 AIMS = {
@@ -365,16 +416,20 @@ def train_tables(
     p = torch.as_tensor(_joint(ring() if joint is None else joint, (64, 64)))
     of = pd.MultiIndex.from_product([STARTS, betas], names=["start", "beta"]).to_frame(index=False)
     logits, beta = _first_logits(p.shape[1], len(betas), seed).requires_grad_(), torch.tensor(of.beta.to_numpy(float))
-    optimizer, keep, rows = torch.optim.Adam([logits], learning_rate), {0, *np.geomspace(1, steps, 50).round().astype(int)}, []
+    optimizer, rows = torch.optim.Adam([logits], learning_rate), []
+    keep = {0, *np.geomspace(1, steps, 50).round().astype(int)}
     for step in tqdm(range(steps + 1), desc=aim, unit="step", disable=not progress):
         s = Systems(torch.einsum("yv,bvz->byvz", p, logits.softmax(-1)), "y v z")
-        if step in keep: rows.append(of.assign(aim=aim, step=step, **{f"I({a};{b})": s.I(a, b).detach().numpy() for a, b in ("vz", "zy")}))
+        if step in keep:
+            known = {f"I({a};{b})": s.I(a, b).detach().numpy() for a, b in ("vz", "zy")}
+            rows.append(of.assign(aim=aim, step=step, **known))
         optimizer.zero_grad(); AIMS[aim](s, beta).sum().backward(); optimizer.step()
     return pd.concat(rows, ignore_index=True)
 
 def _first_logits(V, count, seed): # `(starts * count, V, V)`, each start the same for all β
     noise = .3*torch.randn(len(STARTS), V, V, generator=generator("plane", seed=seed), dtype=torch.float64)
-    return (noise + torch.tensor(list(STARTS.values()), dtype=torch.float64)[:, None, None]*torch.eye(V)).repeat_interleave(count, 0)
+    starts = torch.tensor(list(STARTS.values()), dtype=torch.float64)[:, None, None]*torch.eye(V)
+    return (noise + starts).repeat_interleave(count, 0)
 
 # %% ../../nbs/looking/22_widgets.ipynb #c033
 START_LOOKS = {"knows nothing": (COLOURS["blue"], "o", "-"), "knows everything": (COLOURS["vermilion"], "s", "--")}
@@ -386,7 +441,10 @@ def _draw_plane(axes, history, limit, aim, beta, step):
     top = max(limit or 0, history["I(z;y)"].max())
     wide = max(history["I(v;z)"].max(), 1.2*top)
     plane.fill_between([0, 1.25*top], [0, 1.25*top], 1.25*top, color="#eeeeee", lw=0)
-    if limit is not None: plane.fill_between([0, 1.05*wide], limit, 1.25*top, color="#eeeeee", lw=0); plane.text(wide, limit + .04*top, "nothing can lie in the grey", ha="right", va="bottom", color="#666666", fontsize=10)
+    if limit is not None:
+        plane.fill_between([0, 1.05*wide], limit, 1.25*top, color="#eeeeee", lw=0)
+        plane.text(wide, limit + .04*top, "nothing can lie in the grey", ha="right", va="bottom", color="#666666",
+            fontsize=10)
     last = part[part.step == part.step.max()]
     plane.plot(last["I(v;z)"], last["I(z;y)"], "o", ms=4, color="#999999", label="ends for all β")
     for start, run in here.groupby("start", sort=False):
@@ -394,16 +452,19 @@ def _draw_plane(axes, history, limit, aim, beta, step):
         run = run.sort_values("step"); so_far = run[run.step <= step]
         plane.plot(so_far["I(v;z)"], so_far["I(z;y)"], style, color=colour, lw=1.6, marker=".", ms=4)
         plane.plot(*so_far[["I(v;z)", "I(z;y)"]].iloc[-1], marker, color=colour, ms=9, mec="white", label=start, ls="")
-        for name, weight in (("I(v;z)", 2.4), ("I(z;y)", 1.2)): curves.plot(run.step + 1, run[name], style, color=colour, lw=weight)
+        for name, weight in (("I(v;z)", 2.4), ("I(z;y)", 1.2)):
+            curves.plot(run.step + 1, run[name], style, color=colour, lw=weight)
     curves.axvline(step + 1, color="#444444", lw=1)
-    plane.set(xlim=(-.02*wide, 1.05*wide), ylim=(-.04*top, 1.25*top), xlabel="I(v;z), nats: what is kept", ylabel="I(z;y), nats: what it tells", title=f"{aim}, β = {beta:g}, step {step}")
-    curves.set(xscale="log", ylim=(-.02*wide, 1.05*wide), xlabel="step + 1", ylabel="nats", title="thick I(v;z), thin I(z;y)")
+    plane.set(xlim=(-.02*wide, 1.05*wide), ylim=(-.04*top, 1.25*top), xlabel="I(v;z), nats: what is kept",
+        ylabel="I(z;y), nats: what it tells", title=f"{aim}, β = {beta:g}, step {step}")
+    curves.set(xscale="log", ylim=(-.02*wide, 1.05*wide), xlabel="step + 1", ylabel="nats",
+        title="thick I(v;z), thin I(z;y)")
     plane.grid(axis="both")
     if not plane.get_legend(): plane.legend(loc="lower right")
     return here[here.step <= step].groupby("start", sort=False).last()[["step", "I(v;z)", "I(z;y)"]]
 
 def information_plane(
-    history: pd.DataFrame|None = None, # aim, start, beta, step, I(v;z), I(z;y), as of `train_tables`, or of your own runs; None: trains both aims from both starts
+    history: pd.DataFrame|None = None, # as of `train_tables`, or your own: the same columns; None: trains both aims
     limit: float|None = None, # I(v;y) where it is known, nats
 ) -> Panel: # controls aim, beta and step; numbers: a row a start
     "Where training goes in the plane of I(v;z) and I(z;y), for each β."
@@ -414,9 +475,13 @@ def information_plane(
     if missing: raise InputError(f"a history without the columns {', '.join(missing)}")
     if not len(history): raise InputError("the history has no row; train at least one step")
     betas, steps = sorted(history.beta.unique()), sorted(history.step.unique())
-    controls = dict(aim=W.Dropdown(options=list(history.aim.unique()), description="aim", style=dict(description_width="initial"), layout=W.Layout(width="180px")), beta=_choice("β", betas, betas[len(betas)//2]), step=_choice("step", steps, steps[-1]))
-    describe = lambda n: "; ".join(f"{start}: I(v;z) {r['I(v;z)']:.3f}, I(z;y) {r['I(z;y)']:.3f} nats" for start, r in n.iterrows())
-    return Panel(lambda axes, **values: _draw_plane(axes, history, limit, **values), controls, (10, 3.6), describe, lambda figure: figure.subplot_mosaic("pc", width_ratios=[1.25, 1]))
+    aims = W.Dropdown(options=list(history.aim.unique()), description="aim", style=dict(description_width="initial"),
+        layout=W.Layout(width="180px"))
+    controls = dict(aim=aims, beta=_choice("β", betas, betas[len(betas)//2]), step=_choice("step", steps, steps[-1]))
+    describe = lambda n: "; ".join(f"{start}: I(v;z) {r['I(v;z)']:.3f}, I(z;y) {r['I(z;y)']:.3f} nats"
+        for start, r in n.iterrows())
+    return Panel(lambda axes, **values: _draw_plane(axes, history, limit, **values), controls, (10, 3.6), describe,
+        lambda figure: figure.subplot_mosaic("pc", width_ratios=[1.25, 1]))
 
 # %% ../../nbs/looking/22_widgets.ipynb #c041
 ALPHAS = tuple(float(f"{d}e{-k}") for k in (0, 1, 2, 3, 4) for d in ((1,) if k == 0 else (5, 2, 1)))
@@ -431,13 +496,15 @@ def gaussian_ratios(
 ) -> torch.Tensor: # `(draws, batch, batch)` log p(x,y)/p(x)p(y), positives on the diagonal
     "The exact log density ratio of all pairs in batches of correlated Gaussians."
     rho = correlation_for(mutual_information, dim)
-    x, y = (v.reshape(draws, batch, dim) for v in correlated_gaussian(mutual_information, dim).draw(draws*batch, generator("α", batch, seed=seed)))
+    pairs = correlated_gaussian(mutual_information, dim).draw(draws*batch, generator("α", batch, seed=seed))
+    x, y = (v.reshape(draws, batch, dim) for v in pairs)
     lengths = (x**2).sum(-1)[..., None] + (y**2).sum(-1)[:, None]
     return (rho*x @ y.mT - rho**2*lengths/2)/(1 - rho**2) + mutual_information
 
 def _rows(values, batch, alpha, truth): # of `(draws,)` values of the bound
     mean, sd = float(values.mean()), float(values.std())
-    return dict(truth=truth, batch=batch, alpha=alpha, mean=mean, sd=sd, bias=mean - truth, ceiling=ceiling(batch, alpha), floor=alpha_floor(batch, batch))
+    return dict(truth=truth, batch=batch, alpha=alpha, mean=mean, sd=sd, bias=mean - truth,
+        ceiling=ceiling(batch, alpha), floor=alpha_floor(batch, batch))
 
 def gaussian_values(
     truths=(2, 4, 6, 8, 10), # nats
@@ -450,7 +517,8 @@ def gaussian_values(
     "ML-CPC with the best critic of correlated Gaussians, known in closed form: mean and scatter over batches."
     rows = []
     for truth, batch in tqdm([(t, b) for t in truths for b in batches], desc="ml_cpc", disable=not progress):
-        positives, negatives = positives_and_negatives(gaussian_ratios(truth, batch, max(8, min(256, pairs//batch**2)), seed=seed))
+        ratios = gaussian_ratios(truth, batch, max(8, min(256, pairs//batch**2)), seed=seed)
+        positives, negatives = positives_and_negatives(ratios)
         for alpha in alphas:
             best = (optimal_critic(s, epsilon=alpha/batch) for s in (positives, negatives))
             rows.append(_rows(_quietly(*best, alpha=alpha), batch, alpha, truth))
@@ -471,7 +539,8 @@ def score_values(
 ) -> pd.DataFrame: # as of `gaussian_values`
     "The same for a critic of your own, taken as it is."
     pool = torch.as_tensor(_numbers(scores, "scores", [(8, 10**5)]*2))
-    if pool.shape[0] != pool.shape[1]: raise InputError(f"scores have shape {tuple(pool.shape)}; needed: (N, N), the score of every x with every y")
+    if pool.shape[0] != pool.shape[1]:
+        raise InputError(f"scores have shape {tuple(pool.shape)}; needed: (N, N), the score of every x with every y")
     g, rows = generator("pool", seed=seed), []
     for batch in [b for b in batches if b <= len(pool)]:
         take = torch.stack([torch.randperm(len(pool), generator=g)[:batch] for _ in range(draws)])
@@ -482,21 +551,26 @@ def score_values(
 # %% ../../nbs/looking/22_widgets.ipynb #c042
 def _draw_alpha(axes, table, batch, alpha, truth=None):
     if truth is not None: table = table[table.truth == truth]
-    by_alpha, by_batch = table[table.batch == batch].sort_values("alpha"), table[table.alpha == alpha].sort_values("batch")
+    by_alpha = table[table.batch == batch].sort_values("alpha")
+    by_batch = table[table.alpha == alpha].sort_values("batch")
     here = by_alpha[by_alpha.alpha == alpha].iloc[0]
     value, errors, sizes = axes.values()
     _draw_value(value, by_alpha, here)
     _draw_errors(errors, by_alpha, "alpha", alpha); _draw_errors(sizes, by_batch, "batch", batch)
-    top = 1.1*max(part[c].abs().max() for part in (by_alpha, by_batch) for c in ("bias", "sd")) if by_alpha.bias.notna().all() else 1.1*max(by_alpha.sd.max(), by_batch.sd.max())
+    if by_alpha.bias.notna().all():
+        top = 1.1*max(part[c].abs().max() for part in (by_alpha, by_batch) for c in ("bias", "sd"))
+    else: top = 1.1*max(by_alpha.sd.max(), by_batch.sd.max())
     for ax in (errors, sizes): ax.set_ylim(0, top)
-    errors.set(xlabel="α", ylabel="nats", title=f"batches of {batch}"); sizes.set(xlabel="pairs in a batch", title=f"α = {alpha:g}")
+    errors.set(xlabel="α", ylabel="nats", title=f"batches of {batch}")
+    sizes.set(xlabel="pairs in a batch", title=f"α = {alpha:g}")
     _legend(value.figure, value, errors)
     return here.to_dict()
 
 def _log_axis(ax, values, name):
     ax.set_xscale("log", base=10 if name == "alpha" else 2)
     ticks = [v for v in values if name == "batch" or f"{v:e}".startswith("1.0")]
-    ax.set_xticks(ticks, [f"{v:g}" if v >= .01 else f"10{'⁻³' if v > 5e-4 else '⁻⁴'}" for v in ticks]); ax.xaxis.set_minor_locator(NullLocator())
+    labels = [f"{v:g}" if v >= .01 else f"10{'⁻³' if v > 5e-4 else '⁻⁴'}" for v in ticks]
+    ax.set_xticks(ticks, labels); ax.xaxis.set_minor_locator(NullLocator())
 
 def _draw_value(ax, part, here):
     ax.fill_between(part.alpha, part["mean"] - part.sd, part["mean"] + part.sd, color=COLOURS["sky"], alpha=.4, lw=0)
@@ -507,19 +581,22 @@ def _draw_value(ax, part, here):
     low, high = part.alpha.min()/1.3, part.alpha.max()*1.3
     ax.axvspan(low, here.floor, color="#eeeeee", lw=0, zorder=0)
     top = 1.25*max(np.nan_to_num(here.truth), (part["mean"] + part.sd).max())
-    if here.floor > 3*low: ax.text(math.sqrt(low*here.floor), .02*top, "no proof", ha="center", va="bottom", color="#666666", fontsize=10)
+    if here.floor > 3*low:
+        ax.text(math.sqrt(low*here.floor), .02*top, "no proof", ha="center", va="bottom", color="#666666", fontsize=10)
     _log_axis(ax, part.alpha, "alpha")
-    ax.set(xlim=(low, high), ylim=(min(0, (part["mean"] - part.sd).min()), top), xlabel="α", ylabel="nats", title="ML-CPC")
+    ax.set(xlim=(low, high), ylim=(min(0, (part["mean"] - part.sd).min()), top), xlabel="α", ylabel="nats",
+        title="ML-CPC")
 
 def _draw_errors(ax, part, name, chosen):
     x = part[name]
-    if part.bias.notna().all(): ax.plot(x, part.bias.abs(), color=COLOURS["vermilion"], marker="s", ms=4, lw=1.6, label="|bias|")
+    if part.bias.notna().all():
+        ax.plot(x, part.bias.abs(), color=COLOURS["vermilion"], marker="s", ms=4, lw=1.6, label="|bias|")
     ax.plot(x, part.sd, color=COLOURS["purple"], marker="^", ms=4, lw=1.6, ls=":", label="sd of a batch")
     ax.axvline(chosen, color="#444444", lw=1)
     _log_axis(ax, x, name)
 
 def alpha_explorer(
-    table: pd.DataFrame|None = None, # as of `gaussian_values` or `score_values`; None: Gaussians of 2 to 10 nats, which takes some seconds
+    table: pd.DataFrame|None = None, # as of `gaussian_values`, `score_values`; None: Gaussians, 2 to 10 nats (seconds)
 ) -> Panel: # controls truth (where there are several), batch and alpha; numbers: the row of the table
     "Bound, ceiling, bias and scatter of ML-CPC against α and batch size."
     table = gaussian_values() if table is None else table
@@ -529,5 +606,7 @@ def alpha_explorer(
     truths, batches, alphas = (sorted(table[c].dropna().unique()) for c in ("truth", "batch", "alpha"))
     controls = {"truth": _choice("true nats", truths, truths[len(truths)//2])} if truths else {}
     controls |= dict(batch=_choice("batch", batches, batches[len(batches)//2]), alpha=_choice("α", alphas, alphas[-1]))
-    describe = lambda n: f"true {n['truth']:g} nats, batches of {n['batch']:g}, α = {n['alpha']:g}: bound {n['mean']:.3f} ± {n['sd']:.3f}, bias {n['bias']:.3f}, ceiling {n['ceiling']:.3f} nats"
-    return Panel(lambda axes, **values: _draw_alpha(axes, table, **values), controls, (10, 3.6), describe, lambda figure: figure.subplot_mosaic("ves", width_ratios=[1.25, 1, 1]))
+    describe = lambda n: (f"true {n['truth']:g} nats, batches of {n['batch']:g}, α = {n['alpha']:g}: "
+        f"bound {n['mean']:.3f} ± {n['sd']:.3f}, bias {n['bias']:.3f}, ceiling {n['ceiling']:.3f} nats")
+    return Panel(lambda axes, **values: _draw_alpha(axes, table, **values), controls, (10, 3.6), describe,
+        lambda figure: figure.subplot_mosaic("ves", width_ratios=[1.25, 1, 1]))

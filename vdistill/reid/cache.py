@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, PIL, torch
-from PIL import Image, features
+from PIL import features
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..core import InputError, as_tensor, atomic_path, lock_file, unlock_file
-from .data import DataWarning, read_all, read_image
+from .records import DataWarning, read_all, read_image, resized
 
 # %% ../../nbs/reid/12c_cache.ipynb #c006
 def cores() -> int:
@@ -28,7 +28,7 @@ def at_once(
     size: tuple, # `(H, W)` of what a network sees
     device="cpu",
 ) -> int: # images; all of them on a GPU
-    "How many images a network is best given at a time: on a CPU the maps of more no longer fit its caches, and are asked of the system anew in each layer."
+    "How many images at a time are best: more maps outgrow a CPU's caches, and layers ask the system for them anew."
     return max(1, 2**18//(size[0]*size[1])) if torch.device(device).type == "cpu" else sys.maxsize
 
 def decode(
@@ -36,7 +36,7 @@ def decode(
     image_size: tuple, # `(H, W)`
 ) -> np.ndarray: # uint8 `(3, H, W)`
     "Decode and resize one image; raises `InputError` that names the file."
-    return np.ascontiguousarray(np.asarray(Image.fromarray(read_image(path)).resize(image_size[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1))
+    return np.ascontiguousarray(resized(read_image(path), image_size))
 
 def read_pixels(
     paths, # image files
@@ -46,7 +46,9 @@ def read_pixels(
     return _stacked(*read_all(lambda path: decode(path, image_size), paths, cores()), image_size)
 
 def _stacked(pixels, faults, image_size):
-    if faults: raise InputError(f"{'; '.join(faults[:20])}{f' and {len(faults) - 20} more' if len(faults) > 20 else ''}. `vdistill doctor` lists all of them")
+    if faults:
+        more = f" and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise InputError(f"{'; '.join(faults[:20])}{more}. `vdistill doctor` lists all of them")
     return np.stack(pixels) if pixels else np.zeros((0, 3, *image_size), np.uint8)
 
 def by_parts(
@@ -90,7 +92,9 @@ def cache_folder(
 # %% ../../nbs/reid/12c_cache.ipynb #c012
 def _stats(paths): # sizes and dates
     try: found = [os.stat(p) for p in paths]
-    except OSError as e: raise InputError(f"{e.filename}: {'missing' if isinstance(e, FileNotFoundError) else e.strerror}") from None
+    except OSError as e:
+        why = "missing" if isinstance(e, FileNotFoundError) else e.strerror
+        raise InputError(f"{e.filename}: {why}") from None
     return [s.st_size for s in found], [s.st_mtime_ns for s in found]
 
 def _size(n): return f"{n/1e9:.2f} GB" if n >= 1e9 else f"{n/1e6:.2f} MB"
@@ -112,7 +116,8 @@ def damaged_blocks(
 ) -> list: # the numbers of those that are not what was written
     "Compare blocks with their checksums, by all cores."
     found = lambda b: zlib.crc32(np.ascontiguousarray(pixels[b*BLOCK:(b + 1)*BLOCK])) != sums[b]
-    with ThreadPoolExecutor(cores()) as pool: return [int(b) for b, wrong in zip(blocks, pool.map(found, blocks)) if wrong]
+    with ThreadPoolExecutor(cores()) as pool: wrong = list(pool.map(found, blocks))
+    return [int(b) for b, damaged in zip(blocks, wrong) if damaged]
 
 def cache_faults(
     file, # a cache, `.npy`
@@ -122,7 +127,9 @@ def cache_faults(
     if (told := _sidecar(file)) is None: return [f"{file}: the .json file beside it is missing or damaged"]
     if (pixels := _mapped(file, told["shape"])) is None: return [f"{file}: missing or cut short"]
     damaged = damaged_blocks(pixels, told["blocks"], range(-(-len(pixels)//BLOCK)))
-    return [f"{file}: {len(damaged)} of {len(told['blocks'])} blocks of {BLOCK} images damaged, the first at image {damaged[0]*BLOCK}"] if damaged else []
+    if not damaged: return []
+    what = f"{len(damaged)} of {len(told['blocks'])} blocks of {BLOCK} images damaged"
+    return [f"{file}: {what}, the first at image {damaged[0]*BLOCK}"]
 
 @contextmanager
 def _alone(file): # others who want to make the same file wait; where nothing can be locked, each makes it
@@ -151,11 +158,13 @@ class PixelCache:
         if not self.paths: raise InputError(f"{name}: no images to keep in a cache; pass cache=None")
         places = [os.path.abspath(p) for p in self.paths]
         root = os.path.commonpath([os.path.dirname(p) for p in (min(places), max(places))])
-        self.names = [p[len(root):].replace(os.sep, "/").lstrip("/") for p in places] # what they are called, wherever the tree is
+        # what they are called, wherever the tree is
+        self.names = [p[len(root):].replace(os.sep, "/").lstrip("/") for p in places]
         self.sizes, self.times = _stats(self.paths)
         self.shape = len(self), 3, *self.image_size
         made_of = json.dumps([self.names, self.sizes, self.image_size, decoder()])
-        self.file = Path(folder).expanduser()/f"{name}-{image_size[0]}x{image_size[1]}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.npy"
+        key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
+        self.file = Path(folder).expanduser()/f"{name}-{image_size[0]}x{image_size[1]}-{key}.npy"
         if fault := self._open(): self._build(fault)
         self.opened = False
         if self.nbytes <= SMALL: self.check(np.arange(len(self)))
@@ -195,7 +204,9 @@ class PixelCache:
         fresh = blocks[~self.checked[blocks]]
         if damaged := damaged_blocks(self.pixels, self.told["blocks"], fresh):
             self._build(f"{len(damaged)} of its {len(self.checked)} blocks of {BLOCK} images were damaged")
-            if damaged_blocks(self.pixels, self.told["blocks"], fresh): raise InputError(f"{self.file} was just written and is damaged again; pass cache=DIR on another disk, or cache=None")
+            if damaged_blocks(self.pixels, self.told["blocks"], fresh):
+                what = f"{self.file} was just written and is damaged again"
+                raise InputError(f"{what}; pass cache=DIR on another disk, or cache=None")
             if self.opened: warnings.warn(self.notes[-1], DataWarning, stacklevel=3) # else the data set says it
         self.checked[fresh] = True
         self.whole = bool(self.checked.all())
@@ -205,7 +216,8 @@ class PixelCache:
     ) -> list: # the names of those with another content
         "Which images are not what was decoded."
         suspects = [i for i in range(len(self)) if all_of_them or self.times[i] != self.told["times"][i]]
-        with ThreadPoolExecutor(cores()) as pool: found = list(pool.map(content_hash, [self.paths[i] for i in suspects]))
+        with ThreadPoolExecutor(cores()) as pool:
+            found = list(pool.map(content_hash, [self.paths[i] for i in suspects]))
         return [self.names[i] for i, content in zip(suspects, found) if content != self.told["contents"][i]]
 
     def _inode(self): # which file of this name lies there: one that is made anew has another
@@ -222,9 +234,12 @@ class PixelCache:
         self.found, self.checked, self.whole = self._inode(), np.zeros(-(-len(self)//BLOCK), bool), False
         self.pixels = _mapped(self.file, self.shape)
         if self.pixels is None: return "it was cut short"
-        fits = self.told["paths"] == self.names and len(self.told["times"]) == len(self.told["contents"]) == len(self) and len(self.told["blocks"]) == len(self.checked)
+        told = self.told
+        fits = (told["paths"] == self.names and len(told["times"]) == len(told["contents"]) == len(self)
+                and len(told["blocks"]) == len(self.checked))
         if not fits: return "it was made from other files"
-        if changed := self.sources_changed(): return f"{len(changed)} of {len(self)} images changed, such as {changed[0]}"
+        if changed := self.sources_changed():
+            return f"{len(changed)} of {len(self)} images changed, such as {changed[0]}"
         if self.told["times"] != self.times: self._remember(self.told | dict(times=self.times), needed=False)
 
     def _remember(self, told, needed=True):
@@ -238,19 +253,24 @@ class PixelCache:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with _alone(self.file):
-                fault = (self._inode() == self.found or self._open()) and self._decode_all() # else another process has made it meanwhile
+                due = self._inode() == self.found or self._open() # else another process has made it meanwhile
+                fault = due and self._decode_all()
         except OSError as e:
             if not again and self._open() is None: return # it was made by one that cannot be waited for
-            raise InputError(f"{self.file}: cannot be written ({e.strerror or e}); it takes {_size(self.nbytes)}. Pass cache=DIR on a disk with that much room, or cache=None to decode in each epoch") from None
+            what = f"{self.file}: cannot be written ({e.strerror or e}); it takes {_size(self.nbytes)}"
+            way_out = "Pass cache=DIR on a disk with that much room, or cache=None to decode in each epoch"
+            raise InputError(f"{what}. {way_out}") from None
         if fault: raise InputError(f"{self.file} was just written, but {fault}; pass cache=DIR on another disk")
-        self.notes.append(f"{self.file} was made again, as {why}" if again else f"decoded pixels are kept in {self.file} ({_size(self.nbytes)}); remove this file to have the room back")
+        kept = f"decoded pixels are kept in {self.file} ({_size(self.nbytes)}); remove this file to have the room back"
+        self.notes.append(f"{self.file} was made again, as {why}" if again else kept)
 
     def _decode_all(self): # why what was written cannot be used; None: it is open
         _sweep(self.file)
         free, contents, sums = shutil.disk_usage(self.file.parent).free, [], []
         if free < self.nbytes + 200*len(self): raise OSError(28, f"{_size(free)} free")
         read = lambda path: (decode(path, self.image_size), content_hash(path))
-        with tqdm(total=len(self), desc=self.file.name, unit="image", disable=len(self) < 2000) as bar, atomic_path(self.file) as temporary, open(temporary, "wb") as f:
+        bar = tqdm(total=len(self), desc=self.file.name, unit="image", disable=len(self) < 2000)
+        with bar, atomic_path(self.file) as temporary, open(temporary, "wb") as f:
             np.lib.format.write_array_header_1_0(f, dict(descr="|u1", fortran_order=False, shape=self.shape))
             for start in range(0, len(self), BLOCK):
                 done, faults = read_all(read, self.paths[start:start + BLOCK], cores())
@@ -258,7 +278,8 @@ class PixelCache:
                 f.write(pixels)
                 sums.append(zlib.crc32(pixels)); contents += [c for _, c in done]; bar.update(len(pixels))
             f.flush() # a full disk is told now
-            self.told = dict(decoder=decoder(), shape=self.shape, paths=self.names, times=self.times, contents=contents, blocks=sums)
+            self.told = dict(decoder=decoder(), shape=self.shape, paths=self.names, times=self.times,
+                             contents=contents, blocks=sums)
             self._remember(self.told) # before the pixels are there: whoever finds them finds this too
         return self._map()
 
@@ -299,7 +320,8 @@ class Pixels:
         self.dataset, self.device, self.table = dataset, torch.device(device), None
         rows = np.arange(len(dataset)) if rows is None else np.unique(np.asarray(rows, np.int64))
         self.nbytes = len(rows)*3*dataset.image_size[0]*dataset.image_size[1]
-        if self.device.type == "cuda" and is_fixed(dataset) and self.nbytes <= share*torch.cuda.mem_get_info(self.device)[0]: self._keep(rows)
+        if self.device.type == "cuda" and is_fixed(dataset):
+            if self.nbytes <= share*torch.cuda.mem_get_info(self.device)[0]: self._keep(rows)
 
     def _keep(self, rows):
         self.place = np.full(len(self.dataset), -1) # of a record in the table
@@ -321,11 +343,14 @@ class Pixels:
         indices = np.asarray(indices, np.int64)
         if self.table is None: return self._read(indices, draw)
         at = self.place[indices]
-        if (at < 0).any(): raise InputError(f"record {indices[at < 0][0]} is not among those that were brought to {self.device}: name it in rows")
+        if (at < 0).any():
+            what = f"record {indices[at < 0][0]} is not among those that were brought to {self.device}"
+            raise InputError(f"{what}: name it in rows")
         return self.table.index_select(0, on_device(at, self.device))
 
     def __repr__(self):
-        where = f"in the memory of {self.device}" if self.table is not None else f"read for each batch, for {self.device}"
+        kept = self.table is not None
+        where = f"in the memory of {self.device}" if kept else f"read for each batch, for {self.device}"
         return f"Pixels({self.dataset.name!r}, {_size(self.nbytes)}, {where})"
 
 # %% ../../nbs/reid/12c_cache.ipynb #k002
@@ -364,7 +389,8 @@ class Kept:
         indices = np.asarray(indices, np.int64)
         at = np.searchsorted(self.rows, indices)
         strange = (at == len(self.rows)) | (self.rows[at % len(self.rows)] != indices)
-        if strange.any(): raise InputError(f"record {indices[strange][0]} is not among those that are kept: name it in rows")
+        if strange.any():
+            raise InputError(f"record {indices[strange][0]} is not among those that are kept: name it in rows")
         places = at*self.draws + draw % self.draws
         new = np.unique(places[~self.store["done"][places]] if "done" in self.store else places)
         for some in np.array_split(new, -(-len(new)//64)) if len(new) else (): self._fill(some, draw % self.draws)
@@ -372,7 +398,9 @@ class Kept:
 
     def _fill(self, places, draw):
         maps = self.see(self.pixels.images(self.rows[places//self.draws], draw=draw)).to(torch.float16)
-        if not maps.isfinite().all(): raise InputError("frozen features are too large for half precision: set frozen_views=0, which computes them at each step")
+        if not maps.isfinite().all():
+            way_out = "set frozen_views=0, which computes them at each step"
+            raise InputError(f"frozen features are too large for half precision: {way_out}")
         if "table" not in self.store: self._open(maps)
         self.store["table"][on_device(places, maps.device)] = maps
         self.store["done"][places] = True
@@ -380,5 +408,8 @@ class Kept:
     def _open(self, maps):
         shape = (len(self.rows)*self.draws, *maps.shape[1:])
         if (need := 2*np.prod(shape, dtype=float)/1e9) > self.gigabytes:
-            raise InputError(f"frozen features of {len(self.rows):,} images in {self.draws} drawings would take {need:.3g} GB, more than {self.gigabytes:g}: lower frozen_views, or raise frozen, whose maps are smaller")
-        self.store |= dict(table=torch.zeros(shape, dtype=torch.float16, device=maps.device), done=np.zeros(shape[0], bool))
+            what = f"frozen features of {len(self.rows):,} images in {self.draws} drawings would take {need:.3g} GB"
+            way_out = "lower frozen_views, or raise frozen, whose maps are smaller"
+            raise InputError(f"{what}, more than {self.gigabytes:g}: {way_out}")
+        table = torch.zeros(shape, dtype=torch.float16, device=maps.device)
+        self.store |= dict(table=table, done=np.zeros(shape[0], bool))

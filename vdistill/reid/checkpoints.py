@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'STATE', 'CHECKSUMS', 'FORMAT', 'PREVIOUS', 'SEEN', 'LEARNED', 'CheckpointError', 'CheckpointWarning',
            'foreign', 'read_checksums', 'save_checkpoint', 'keep_previous', 'or_previous', 'save_weights', 'save_state',
-           'load_weights', 'load_state', 'load_checkpoint', 'check_checkpoint', 'rng_state', 'set_rng_state',
-           'SeenWarning', 'image_marks', 'describe_data', 'remember', 'recall', 'same_data', 'check_data',
-           'known_people', 'seen_words']
+           'load_weights', 'load_state', 'load_checkpoint', 'last_checkpoint', 'kept_words', 'check_checkpoint',
+           'rng_state', 'set_rng_state', 'SeenWarning', 'image_marks', 'describe_data', 'remember', 'recall',
+           'same_data', 'check_data', 'known_people', 'seen_words']
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c002
 import errno, hashlib, io, json, os, re, shlex, shutil, warnings
@@ -19,13 +19,14 @@ from safetensors.torch import load as read_safetensors, save as write_safetensor
 from torch import Tensor, nn
 from .cache import content_hash, cores
 from ..core import InputError, atomic_path
-from .data import _count
+from .records import counted
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c007
 WEIGHTS, STATE, CHECKSUMS, FORMAT = "model.safetensors", "state.pt", "checksums.json", 1
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c008
-class CheckpointError(InputError): "A checkpoint that cannot be read or written; the sentence names the file and the way out."
+class CheckpointError(InputError):
+    "A checkpoint that cannot be read or written; the sentence names the file and the way out."
 class CheckpointWarning(UserWarning): "An older checkpoint was taken in the place of a damaged one."
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c009
@@ -41,14 +42,18 @@ def foreign(
     "What `torch.load(weights_only=True)` might not read back."
     if isinstance(state, Tensor) or type(state) in (int, float, bool, str, type(None)): return []
     if isinstance(state, dict):
-        return [fault for key, value in state.items() for fault in foreign(key, f"a key of {where}") + foreign(value, f"{where}[{key!r}]")]
-    if type(state) in (list, tuple): return [fault for i, value in enumerate(state) for fault in foreign(value, f"{where}[{i}]")]
+        return [fault for key, value in state.items()
+                for fault in foreign(key, f"a key of {where}") + foreign(value, f"{where}[{key!r}]")]
+    if type(state) in (list, tuple):
+        return [fault for i, value in enumerate(state) for fault in foreign(value, f"{where}[{i}]")]
     return [f"{where} is a {type(state).__module__}.{type(state).__qualname__}"]
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c012
 def _state_bytes(state):
     faults = foreign(state)
-    if faults: raise CheckpointError(f"{STATE} takes tensors, numbers, strings, None, and dicts, lists and tuples of them; {'; '.join(faults[:5])}. Convert it first")
+    if faults:
+        raise CheckpointError(f"{STATE} takes tensors, numbers, strings, None, and dicts, lists and tuples of them; "
+                              f"{'; '.join(faults[:5])}. Convert it first")
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -68,7 +73,7 @@ def _flush_folder(folder):
     handle = os.open(folder, os.O_RDONLY)
     try: os.fsync(handle)
     except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS): raise # a file system that knows no such thing does what it can
+        if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS): raise # a file system may know no such thing
     finally: os.close(handle)
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c016
@@ -78,13 +83,18 @@ def read_checksums(
     "Read and check `checksums.json`."
     path = Path(run_dir)/CHECKSUMS
     if not path.parent.is_dir(): raise CheckpointError(f"no folder {str(path.parent)!r}; pass the folder of a run")
-    if not path.is_file(): raise CheckpointError(f"{path} is missing: either {str(path.parent)!r} is no run's folder, or the run ended before its first checkpoint; pass another folder or train again")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: either {str(path.parent)!r} is no run's folder, or the run ended "
+                              "before its first checkpoint; pass another folder or train again")
     try: table = json.loads(path.read_bytes())
     except (ValueError, RecursionError): table = None
     if isinstance(table, dict) and isinstance(table.get("format"), int) and table["format"] > FORMAT:
-        raise CheckpointError(f"{path} has format {table['format']}, this version of vdistill reads up to {FORMAT}; upgrade vdistill")
-    whole = isinstance(table, dict) and table.get("format") == FORMAT and all(isinstance(table.get(k), dict) for k in ("sha256", "pending"))
-    if not whole: raise CheckpointError(f"{path} is damaged; copy the run's folder again, or train again into a new folder")
+        raise CheckpointError(f"{path} has format {table['format']}, this version of vdistill reads up to {FORMAT}; "
+                              "upgrade vdistill")
+    whole = (isinstance(table, dict) and table.get("format") == FORMAT
+             and all(isinstance(table.get(k), dict) for k in ("sha256", "pending")))
+    if not whole:
+        raise CheckpointError(f"{path} is damaged; copy the run's folder again, or train again into a new folder")
     return table["sha256"], table["pending"]
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c018
@@ -92,12 +102,14 @@ def _settled(folder):
     "The checksums to start from, when the last save may have been cut off."
     if not (folder/CHECKSUMS).exists(): return {}
     sha256, pending = read_checksums(folder)
-    arrived = {name: new for name, new in pending.items() if (folder/name).is_file() and _sha256((folder/name).read_bytes()) == new}
+    arrived = {name: new for name, new in pending.items()
+               if (folder/name).is_file() and _sha256((folder/name).read_bytes()) == new}
     return sha256 | arrived
 
 def _sweep(folder):
+    names = "|".join(map(re.escape, (WEIGHTS, STATE, CHECKSUMS)))
     for path in folder.glob(".*-*"):
-        if re.fullmatch(rf"\.\d+-({re.escape(WEIGHTS)}|{re.escape(STATE)}|{re.escape(CHECKSUMS)})", path.name): path.unlink(missing_ok=True)
+        if re.fullmatch(rf"\.\d+-({names})", path.name): path.unlink(missing_ok=True)
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c019
 def save_checkpoint(
@@ -122,8 +134,12 @@ def save_checkpoint(
     except OSError as e: raise CheckpointError(_no_room(folder, e, sum(map(len, files.values())))) from None
 
 def _no_room(folder, error, need):
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"{folder} cannot be written ({error.strerror}); the checkpoint before is whole"
-    return f"no room for a checkpoint in {folder}: {need/1e6:,.1f} MB are needed, {shutil.disk_usage(folder).free/1e6:,.1f} MB are free ({error.strerror}). The checkpoint before is whole; make room and go on with vdistill train --resume {shlex.quote(str(folder))}"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{folder} cannot be written ({error.strerror}); the checkpoint before is whole"
+    free = shutil.disk_usage(folder).free
+    return (f"no room for a checkpoint in {folder}: {need/1e6:,.1f} MB are needed, {free/1e6:,.1f} MB are free "
+            f"({error.strerror}). The checkpoint before is whole; make room and go on with "
+            f"vdistill train --resume {shlex.quote(str(folder))}")
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c021
 PREVIOUS = "previous"
@@ -185,14 +201,16 @@ def _read(folder, name):
         data = (folder/name).read_bytes() if os.path.isfile(folder/name) else None
         if data is not None and _sha256(data) in allowed: return data
         if read_checksums(folder) == recorded: break
-    raise CheckpointError(f"{folder/name} {_damage(data, allowed)}; {_WAY_OUT.get(name, 'copy the folder of the run again')}")
+    way_out = _WAY_OUT.get(name, "copy the folder of the run again")
+    raise CheckpointError(f"{folder/name} {_damage(data, allowed)}; {way_out}")
 
 def _damage(data, allowed):
     if data is None: return "is missing"
     if not allowed: return f"is not listed in {CHECKSUMS}"
     return "does not match its checksum, so it is damaged or was edited" if data else "is empty"
 
-_WAY_OUT = {WEIGHTS: "copy it again, or resume the run, which writes it at its next best epoch", STATE: f"copy it again, or train again; {WEIGHTS} can be evaluated without it"}
+_WAY_OUT = {WEIGHTS: "copy it again, or resume the run, which writes it at its next best epoch",
+            STATE: f"copy it again, or train again; {WEIGHTS} can be evaluated without it"}
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c028
 def load_weights(
@@ -202,7 +220,8 @@ def load_weights(
     "Read `model.safetensors`."
     path = Path(run_dir)/WEIGHTS
     try: weights = read_safetensors(_read(path.parent, WEIGHTS))
-    except SafetensorError as e: raise CheckpointError(f"{path} is no safetensors file ({e}); {_WAY_OUT[WEIGHTS]}") from None
+    except SafetensorError as e:
+        raise CheckpointError(f"{path} is no safetensors file ({e}); {_WAY_OUT[WEIGHTS]}") from None
     if model is not None: _fit(path, weights, model)
     return weights
 
@@ -210,8 +229,10 @@ def load_weights(
 def _fit(path, weights, model):
     "Load all weights or none."
     shapes, own = ({name: tuple(t.shape) for name, t in d.items()} for d in (weights, model.state_dict()))
-    odd = [f"{name} {shapes.get(name, 'is missing')} in the file, {own.get(name, 'absent')} in the model" for name in {**own, **shapes} if shapes.get(name) != own.get(name)]
-    if odd: raise CheckpointError(f"{path} does not fit the model: {'; '.join(odd[:5])}{' …' * (len(odd) > 5)}; build the model with the run's config.yaml")
+    odd = [f"{name} {shapes.get(name, 'is missing')} in the file, {own.get(name, 'absent')} in the model"
+           for name in {**own, **shapes} if shapes.get(name) != own.get(name)]
+    some = "; ".join(odd[:5]) + (" …" if len(odd) > 5 else "")
+    if odd: raise CheckpointError(f"{path} does not fit the model: {some}; build the model with the run's config.yaml")
     model.load_state_dict(weights)
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c030
@@ -225,7 +246,8 @@ def load_state(
         state = torch.load(data, map_location="cpu", weights_only=True)
         if isinstance(state, dict): return state
     except Exception: pass # a foreign file can fail in any way
-    raise CheckpointError(f"{path} holds something else than tensors and numbers, and was not opened; {_WAY_OUT[STATE]}") from None
+    raise CheckpointError(f"{path} holds something else than tensors and numbers, and was not opened; "
+                          f"{_WAY_OUT[STATE]}") from None
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c031
 def load_checkpoint(
@@ -235,6 +257,26 @@ def load_checkpoint(
     "Read both files."
     state = load_state(run_dir)
     return load_weights(run_dir, model), state
+
+# %% ../../nbs/reid/17_checkpoints.ipynb #last01
+def last_checkpoint(
+    run_dir, # a run's folder
+) -> tuple: # state, and the best weights where it has any (`state["best"]["epoch"]`); None twice before the first save
+    "Where a run goes on; after damage, at the checkpoint before."
+    folder = Path(run_dir)
+    begun = (folder/STATE).exists() or (folder/PREVIOUS).is_dir()
+    return or_previous(_state_and_best, folder) if begun else (None, None)
+
+def _state_and_best(folder):
+    state = load_state(folder)
+    return state, load_weights(folder) if state["best"]["epoch"] >= 0 else None
+
+def kept_words(
+    run_dir, # a run's folder, or None
+) -> str:
+    "What a stop leaves behind, in words."
+    if not run_dir or not (Path(run_dir)/STATE).exists(): return "No state was saved yet"
+    return f"The last state that was saved is whole: vdistill train --resume {shlex.quote(str(run_dir))}"
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c032
 def check_checkpoint(
@@ -354,7 +396,7 @@ def check_data(
     if seen["digest"] == (now := describe_data(dataset))["digest"]: return True
     before, after = _images(seen), _images(now)
     parts = ((before - after, "missing or changed"), (after - before, "new"))
-    said = " and ".join(f"{_count(len(part), 'image')} {word}" for part, word in parts if part)
+    said = " and ".join(f"{counted(len(part), 'image')} {word}" for part, word in parts if part)
     raise InputError(f"{dataset.name} is not the dataset that {run_dir} was begun with: "
                      f"{said or 'the same images in another order, or in other splits or cameras'}, of {len(before)}. "
                      "Put it back as it was, or name with --dataset the place where the same images lie now")
@@ -381,6 +423,6 @@ def seen_words(
     known, people = (0, 0) if seen is None else known_people(seen, dataset, rows)
     if not known: return ""
     warnings.warn(f"{known} of {people} identities of {dataset.name} are people that this run was trained on or "
-                  "chosen by: the numbers say how well it knows them, and not how it finds people that it has never seen",
-                  SeenWarning, stacklevel=4)
+                  "chosen by: the numbers say how well it knows them, and not how it finds people that it has "
+                  "never seen", SeenWarning, stacklevel=4)
     return f"; {known} of {people} identities trained on"

@@ -14,7 +14,8 @@ import yaml
 from .augmentation import Augmentation
 from .backbones import package_file
 from ..core import InputError, optional, plain
-from .data import as_spec, shown
+from .data import as_spec
+from .records import shown
 from ..distillation import TEACHERS
 from .objective import METRICS, MUTUAL, REGULARISERS
 
@@ -40,10 +41,14 @@ METHODS = {
 }
 
 # %% ../../nbs/reid/16b_config.ipynb #c007
-NAMED = dict(method=(*METHODS, "imported"), regulariser=REGULARISERS, metric=METRICS, mutual=MUTUAL, triplet_on=("v", "pooled"), vcd_teacher=TEACHERS, network=("three", "two_stream"), views=("modalities", "grey"),
-             optimizer=("adamw", "adam", "sgd"), schedule=("cosine", "step"), precision=("auto", "float32", "bfloat16", "float16"), compile=("auto", "always", "never"))
-LIMITS = (("z_classification triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml weight_decay backbone_rate skip_nonfinite stride frozen frozen_views", 0, math.inf),
-          ("flip warmup label_smoothing wrong_labels missing_labels average beta_rise", 0, 1), ("learning_rate temperature sharpness", 1e-12, math.inf))
+NAMED = dict(method=(*METHODS, "imported"), regulariser=REGULARISERS, metric=METRICS, mutual=MUTUAL,
+    triplet_on=("v", "pooled"), vcd_teacher=TEACHERS, network=("three", "two_stream"), views=("modalities", "grey"),
+    optimizer=("adamw", "adam", "sgd"), schedule=("cosine", "step"),
+    precision=("auto", "float32", "bfloat16", "float16"), compile=("auto", "always", "never"))
+LIMITS = (("z_classification triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml weight_decay "
+        "backbone_rate skip_nonfinite stride frozen frozen_views", 0, math.inf),
+    ("flip warmup label_smoothing wrong_labels missing_labels average beta_rise", 0, 1),
+    ("learning_rate temperature sharpness", 1e-12, math.inf))
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list", dict: "a table"}
 
 def as_kind(
@@ -159,7 +164,8 @@ class TrainConfig:
         for f in dataclasses.fields(self): setattr(self, f.name, as_kind(f.type, f.name, getattr(self, f.name)))
         self.data = _as_options(self.data, "data")
         for name, allowed in NAMED.items():
-            if getattr(self, name) not in allowed: raise InputError(f"{name}={shown(getattr(self, name))}: choose one of {', '.join(allowed)}")
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={shown(getattr(self, name))}: choose one of {', '.join(allowed)}")
         for name in ("epochs", "validate_every", "width", "features", "z_features", "accumulate"):
             if getattr(self, name) < 1: raise InputError(f"{name}={shown(getattr(self, name))}: must be at least 1")
         for names, low, high in LIMITS:
@@ -168,21 +174,31 @@ class TrainConfig:
         for at in self.decay_at: _within("decay_at", at, 0, 1)
         _within("seed", self.seed, 0, math.inf)
         for name in ("grid", "resize"):
-            if len(getattr(self, name)) not in (0, 2): raise InputError(f"{name}={shown(list(getattr(self, name)))}: must be two numbers, rows and columns")
+            if len(getattr(self, name)) not in (0, 2):
+                raise InputError(f"{name}={shown(list(getattr(self, name)))}: must be two numbers, rows and columns")
         for name in ("grid", "resize", "hidden", "z_hidden"):
             for n in getattr(self, name): _within(name, as_kind(int, name, n), 1, math.inf)
         self.check_frozen()
-        if self.averaged_teacher and not self.average: raise InputError("averaged_teacher=true needs averaged weights: set average, for example to 0.98")
-        if self.residual and (self.stochastic or self.regulariser in ("ceb", "estimated", "mib", "vib")): raise InputError(f"residual=true makes z as large as v and leaves it without noise, and method={self.method} needs a z of its own: set residual=false")
-        if self.views == "grey" and self.network != "three": raise InputError("views=grey needs network=three: a lean network has no branch for the grey copy")
+        if self.averaged_teacher and not self.average:
+            raise InputError("averaged_teacher=true needs averaged weights: set average, for example to 0.98")
+        if self.residual and (self.stochastic or self.regulariser in ("ceb", "estimated", "mib", "vib")):
+            raise InputError("residual=true makes z as large as v and leaves it without noise, "
+                f"and method={self.method} needs a z of its own: set residual=false")
+        if self.views == "grey" and self.network != "three":
+            raise InputError("views=grey needs network=three: a lean network has no branch for the grey copy")
         Augmentation.of(self) # checks its fields
 
     def check_frozen(self):
         "Kept features are of images as they are drawn, and need layers that are frozen."
         if not self.frozen_views: return
-        if not self.frozen: raise InputError(f"frozen_views={self.frozen_views} keeps what frozen layers give: set frozen to a number of stages, or frozen_views=0")
-        drawn = [f"{name}={getattr(self, name)}" for name in ("flip", "pad", "grey", "exchange", "erase") if getattr(self, name)]
-        if drawn: raise InputError(f"{drawn[0]} is drawn anew at each step, and frozen_views={self.frozen_views} keeps what was drawn before: set one of them to 0")
+        if not self.frozen:
+            raise InputError(f"frozen_views={self.frozen_views} keeps what frozen layers give: "
+                "set frozen to a number of stages, or frozen_views=0")
+        drawn = [f"{name}={getattr(self, name)}" for name in ("flip", "pad", "grey", "exchange", "erase")
+            if getattr(self, name)]
+        if drawn:
+            raise InputError(f"{drawn[0]} is drawn anew at each step, and frozen_views={self.frozen_views} "
+                "keeps what was drawn before: set one of them to 0")
 
 def _within(name, value, low, high):
     if low <= value <= high and value != math.inf: return
@@ -191,7 +207,8 @@ def _within(name, value, low, high):
 
 # %% ../../nbs/reid/16b_config.ipynb #c010
 RECIPES = resources.files("vdistill")/"recipes"
-CHOICES = ("paper", "released", "baseline", "modern", "modern-vit") # recipes of a published dataset; the first is its default
+# recipes of a published dataset; the first is its default
+CHOICES = ("paper", "released", "baseline", "modern", "modern-vit")
 STARTS = ("pretrained", "scratch") # recipes of your own pairs; the first whose weights are here is the default
 
 def read_recipe(
@@ -199,9 +216,12 @@ def read_recipe(
     recipe: str | None = None, # a name in CHOICES or STARTS, or a YAML file; None: the default of this kind
 ) -> tuple: # name, settings
     "The settings that ship for a kind of dataset, or those of a file."
-    if recipe and recipe.endswith((".yaml", ".yml")): return recipe, _read_settings(Path(os.path.expanduser(recipe)), recipe)
+    if recipe and recipe.endswith((".yaml", ".yml")):
+        return recipe, _read_settings(Path(os.path.expanduser(recipe)), recipe)
     names = [name for name in (*CHOICES, *STARTS) if (RECIPES/f"{name}-{kind}.yaml").is_file()]
-    if recipe and recipe not in names: raise InputError(f"no recipe {recipe!r} for {kind}: " + (f"choose {', '.join(names)}, or " if names else "") + "pass a YAML file")
+    if recipe and recipe not in names:
+        choose = f"choose {', '.join(names)}, or " if names else ""
+        raise InputError(f"no recipe {recipe!r} for {kind}: {choose}pass a YAML file")
     name = f"{recipe or next(n for n in names if not missing_weights(n, kind))}-{kind}" if names else kind
     return name, _read_shipped(name) if (RECIPES/f"{name}.yaml").is_file() else {}
 
@@ -220,10 +240,12 @@ def _read_shipped(name): return _read_settings(RECIPES/f"{name}.yaml", name)
 def _read_settings(file, name):
     if not os.path.isfile(file): raise InputError(f"no recipe file {name}")
     settings = read_yaml(file, name)
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings): raise InputError(f"{name} should hold lines of `setting: value`")
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise InputError(f"{name} should hold lines of `setting: value`")
     if "base" not in settings: return settings
     base, shipped = settings.pop("base"), sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir())
-    if base not in shipped: raise InputError(f"{name}: no recipe {shown(base)} to base it on: choose one of {', '.join(shipped)}")
+    if base not in shipped:
+        raise InputError(f"{name}: no recipe {shown(base)} to base it on: choose one of {', '.join(shipped)}")
     return _read_shipped(base) | settings
 
 def read_yaml(
@@ -251,15 +273,19 @@ def configure(
     for given, where in ((base, f" in {name}"), (settings, "")): _check_names(given, where)
     base, settings = _gathered(base), _gathered(settings)
     data = base["data"] | settings["data"]
-    return TrainConfig(**(base | METHODS[method] | settings | dict(dataset=dataset, method=method, recipe=name, seed=seed, data=data)))
+    asked = dict(dataset=dataset, method=method, recipe=name, seed=seed, data=data)
+    return TrainConfig(**(base | METHODS[method] | settings | asked))
 
 def _gathered(settings): # with `data.NAME` inside of `data`
     data = {k.removeprefix("data."): v for k, v in settings.items() if k.startswith("data.")}
-    return {k: v for k, v in settings.items() if not k.startswith("data.")} | dict(data=as_kind(dict, "data", settings.get("data", {})) | data)
+    rest = {k: v for k, v in settings.items() if not k.startswith("data.")}
+    return rest | dict(data=as_kind(dict, "data", settings.get("data", {})) | data)
 
 def _check_names(settings, where):
     known = [f.name for f in dataclasses.fields(TrainConfig)]
     for name in settings:
-        if name in ("data.seed", "data.spec"): raise InputError(f"{name}{where}: the data's seed is the run's, and the spec is its dataset")
+        if name in ("data.seed", "data.spec"):
+            raise InputError(f"{name}{where}: the data's seed is the run's, and the spec is its dataset")
         if name not in known and not name.startswith("data."):
-            raise InputError(f"no setting {shown(name)}{where}: did you mean {' or '.join(difflib.get_close_matches(name, known, 3, .3)) or ', '.join(known)}?")
+            near = " or ".join(difflib.get_close_matches(name, known, 3, .3)) or ", ".join(known)
+            raise InputError(f"no setting {shown(name)}{where}: did you mean {near}?")

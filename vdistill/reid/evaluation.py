@@ -20,13 +20,16 @@ from .reranking import rerank
 from .retrieval import RetrievalScores, chance_scores, pairwise_distances, retrieval_scores
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c004
-_all_ = ["DIRECTIONS", "ProtocolScores", "RetrievalScores", "chance_scores", "llcm_scores", "pairwise_distances", "regdb_scores", "rerank", "retrieval_scores", "sysu_scores"]
+_all_ = ["DIRECTIONS", "ProtocolScores", "RetrievalScores", "chance_scores", "llcm_scores", "pairwise_distances",
+    "regdb_scores", "rerank", "retrieval_scores", "sysu_scores"]
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c008
 def _in_both(table): # the identities that can be searched across modalities, in order
     seen = table.groupby("identity").modality.nunique()
     ids = np.sort(seen.index[seen == 2].to_numpy())
-    if not len(ids): raise InputError(f"none of {len(seen)} identities has images in both modalities (0 visible, 1 infrared); nothing can be searched across them")
+    if not len(ids):
+        raise InputError(f"none of {len(seen)} identities has images in both modalities (0 visible, 1 infrared); "
+            "nothing can be searched across them")
     return ids
 
 def gallery_draws(
@@ -35,7 +38,7 @@ def gallery_draws(
     protocol, # with `identities`, `shots` (None: all) and `draws`
     seed: int = 0, # same seed, same draws
 ) -> list: # of (visible indices, infrared indices), one pair a draw
-    "The images of each draw, sorted by identity. With fewer identities than asked for all are used; `protocol_text` says so."
+    "The images of each draw, sorted by identity. With too few identities all are used; `protocol_text` says so."
     table = records.iloc[np.asarray(indices)][["identity", "modality"]].assign(index=np.asarray(indices))
     ids = _in_both(table)
     return [_one_draw(table, ids, protocol, generator("gallery", draw, seed=seed)) for draw in range(protocol.draws)]
@@ -62,7 +65,9 @@ def protocol_text(
     return str(protocol) + (f" ({', '.join(notes)})" if notes else "")
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c012
-def _rows(feature, direction, scores): return [dict(feature=feature, direction=direction, metric=metric, value=value) for metric, value in scores.percent().items()]
+def _rows(feature, direction, scores):
+    return [dict(feature=feature, direction=direction, metric=metric, value=value)
+        for metric, value in scores.percent().items()]
 
 def score_features(
     features: dict, # {name: (visible `(V, D)`, infrared `(I, D)`)}
@@ -78,13 +83,15 @@ def score_features(
     for name, (visible, infrared) in features.items():
         d = pairwise_distances(infrared, visible, metric)
         back = None if exclude is None else as_tensor(exclude, "exclude")
-        rows += _rows(name, DIRECTIONS[0], retrieval_scores(d, infrared_ids, visible_ids, exclude=None if back is None else back.T, cmc=cmc))
+        rows += _rows(name, DIRECTIONS[0],
+            retrieval_scores(d, infrared_ids, visible_ids, exclude=None if back is None else back.T, cmc=cmc))
         rows += _rows(name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back, cmc=cmc))
     return rows
 
 def chance_rows(visible_ids, infrared_ids): # rows like those of `score_features`, feature "chance"
     "What a random ranking is expected to score in both directions."
-    return _rows("chance", DIRECTIONS[0], chance_scores(infrared_ids, visible_ids)) + _rows("chance", DIRECTIONS[1], chance_scores(visible_ids, infrared_ids))
+    return (_rows("chance", DIRECTIONS[0], chance_scores(infrared_ids, visible_ids))
+        + _rows("chance", DIRECTIONS[1], chance_scores(visible_ids, infrared_ids)))
 
 def mean_over_draws(
     rows, # one list of rows a draw
@@ -108,21 +115,18 @@ def drawn_features(
     "The features of each draw. Draw number `i` reads the views of draw `i`."
     indices, protocol = dataset.indices("test") if indices is None else indices, protocol or dataset.protocol
     for draw, sides in enumerate(gallery_draws(dataset.records, indices, protocol, seed)):
-        features = [extract_features(dataset, extract, side, modality, draw, batch_size) for modality, side in enumerate(sides)]
+        features = [extract_features(dataset, extract, side, modality, draw, batch_size)
+            for modality, side in enumerate(sides)]
         yield sides, {name: [f[name] for f in features] for name in features[0]}
 
 def evaluate(
     dataset, # with `records`, `images(indices, draw=…)` and a default `protocol`
     extract, # (uint8 images `(B, 3, H, W)`, modality 0 or 1) -> {feature name: `(B, D)`}
     indices=None, # rows to evaluate, by position; default: the split `test`
-    *,
-    protocol=None, # default: the data set's
-    seed: int = 0, # of the draws
-    batch_size: int = 256,
+    **options, # of `drawn_features`: protocol, seed, batch_size
 ) -> list: # rows, mean over the draws
     "Score what `extract` returns under a protocol, in both directions."
-    ids, options = dataset.records.identity.to_numpy(), dict(protocol=protocol, seed=seed, batch_size=batch_size)
-    drawn = drawn_features(dataset, extract, indices, **options)
+    ids, drawn = dataset.records.identity.to_numpy(), drawn_features(dataset, extract, indices, **options)
     return mean_over_draws([score_features(features, *(ids[s] for s in sides)) for sides, features in drawn])
 
 def scene_scores(
@@ -130,7 +134,7 @@ def scene_scores(
     extract, # as for `evaluate`
     indices=None, # rows to evaluate, by position; default: the split `test`
     **options, # of `drawn_features`
-) -> pd.DataFrame: # feature, direction, scene (identity, where records have no scenes), queries, rank-1 and mAP in percent
+) -> pd.DataFrame: # feature, direction, scene (identity, where there are no scenes), queries, rank-1 and mAP in percent
     "What the queries of each scene find, over all draws. Weighted by `queries` they average to what `evaluate` gives."
     records, parts = dataset.records, []
     ids, scenes = records.identity.to_numpy(), records["scene" if "scene" in records else "identity"].to_numpy()
@@ -140,9 +144,11 @@ def scene_scores(
             for direction, distances, (asking, answering) in zip(DIRECTIONS, (d, d.T), (sides[::-1], sides)):
                 s = retrieval_scores(distances, ids[asking], ids[answering])
                 about = dict(feature=name, direction=direction, scene=scenes[asking], queries=1)
-                parts.append(pd.DataFrame(about | {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*np.asarray(s.average_precision)}))
+                scores = {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*np.asarray(s.average_precision)}
+                parts.append(pd.DataFrame(about | scores))
     table = pd.concat(parts, ignore_index=True).dropna()
-    return table.groupby(["feature", "direction", "scene"], sort=False).agg({"queries": "sum", "rank-1": "mean", "mAP": "mean"}).reset_index()
+    over = {"queries": "sum", "rank-1": "mean", "mAP": "mean"}
+    return table.groupby(["feature", "direction", "scene"], sort=False).agg(over).reset_index()
 
 def extract_features(
     dataset, # with `images(indices, draw=…)`
@@ -152,10 +158,11 @@ def extract_features(
     draw: int = 0, # which drawing of the views
     batch_size: int = 256,
 ) -> dict: # {feature name: `(N, D)`}
-    "Features of many images, batch by batch; `extract.share`, where it is there, says which of them are this process's, and gathers."
+    "Features of many images, by batches; `extract.share`, where it is there, takes this process's part, and gathers."
     mind_fork()
     own, gather = extract.share(indices) if hasattr(extract, "share") else (indices, lambda features: features)
-    parts = [extract(dataset.images(batch, draw=draw), modality) for batch in np.array_split(own, -(-len(own)//batch_size))]
+    batches = np.array_split(own, -(-len(own)//batch_size))
+    parts = [extract(dataset.images(batch, draw=draw), modality) for batch in batches]
     return gather({name: torch.cat([as_tensor(p[name]) for p in parts]) for name in parts[0]})
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c016
@@ -171,21 +178,28 @@ def official_scores(
     reranking: tuple|None = None, # (k1, k2, lambda_value): re-rank, and say so
     batch_size: int = 256,
 ) -> list: # of (feature name, `ProtocolScores`)
-    "The test images of a published dataset under its published protocol, every feature and setting; distances are computed on `extract.device`, where it is there."
-    if dataset.published not in OFFICIAL: raise InputError(f"{dataset.name} has no published protocol; those that have are {', '.join(OFFICIAL.values())}")
+    """The test images of a published dataset under its published protocol, every feature and setting.
+    Distances are computed on `extract.device`, where it is there."""
+    if dataset.published not in OFFICIAL:
+        raise InputError(f"{dataset.name} has no published protocol; "
+            f"those that have are {', '.join(OFFICIAL.values())}")
     infrared, visible = dataset.query_gallery("infrared")
-    v, i = (extract_features(dataset, extract, rows, m, batch_size=batch_size) for m, rows in enumerate((visible, infrared)))
+    v, i = (extract_features(dataset, extract, rows, m, batch_size=batch_size)
+        for m, rows in enumerate((visible, infrared)))
     options = dict(reranking=reranking, device=getattr(extract, "device", None))
     about = lambda rows: [dataset.records[c].to_numpy()[rows] for c in ("identity", "camera")]
     (v_ids, v_cams), (i_ids, i_cams) = about(visible), about(infrared)
     def scores(v, i):
-        if dataset.published == "sysu": return [sysu_scores(i, i_ids, i_cams, v, v_ids, v_cams, dataset.permutations, mode=mode, shots=k, trials=trials, draw=draw, **options) for mode in modes for k in shots]
+        if dataset.published == "sysu":
+            return [sysu_scores(i, i_ids, i_cams, v, v_ids, v_cams, dataset.permutations, mode=mode, shots=k,
+                trials=trials, draw=draw, **options) for mode in modes for k in shots]
         if dataset.published == "regdb": return regdb_scores([(v, v_ids, i, i_ids)], **options).values()
         return llcm_scores(v, v_ids, v_cams, i, i_ids, i_cams, trials=trials, **options).values()
     return [(name, s) for name in v for s in scores(v[name], i[name])]
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c021
-COLUMNS = ("dataset", "method", "seed", "split", "feature", "direction", "protocol", "metric", "value", "seconds", "device", "versions", "commit")
+COLUMNS = ("dataset", "method", "seed", "split", "feature", "direction", "protocol", "metric", "value", "seconds",
+    "device", "versions", "commit")
 
 @functools.cache
 def _commit():
@@ -195,13 +209,15 @@ def _commit():
         command = ["git", "-C", str(package), *args]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=60)
         return done.stdout.strip()
-    try: return git("describe", "--always", "--dirty", "--exclude", "*") if Path(git("rev-parse", "--show-toplevel")) == package.parent else ""
+    try:
+        top = Path(git("rev-parse", "--show-toplevel"))
+        return git("describe", "--always", "--dirty", "--exclude", "*") if top == package.parent else ""
     except (OSError, subprocess.SubprocessError): return ""
 
 def run_columns(
     device="cpu", # where the model ran
 ) -> dict: # device, versions, commit
-    "What the machine knows about a run. `commit` is the checkout that the package is imported from, empty for an installed one."
+    "What the machine knows about a run. `commit` is that of the checkout in use, empty for an installed package."
     from vdistill import __version__
     device = torch.device(device)
     name = f"cuda, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
@@ -214,7 +230,9 @@ def results_frame(
     "Rows with their provenance, in the fixed column order. Raises `InputError` for a column that is missing."
     table = pd.DataFrame(list(rows)).assign(**columns)
     missing = [c for c in COLUMNS if c not in table]
-    if missing: raise InputError(f"results without {', '.join(missing)}; pass them as arguments (device, versions and commit come from run_columns)")
+    if missing:
+        raise InputError(f"results without {', '.join(missing)}; "
+            "pass them as arguments (device, versions and commit come from run_columns)")
     return table[[*COLUMNS, *(c for c in table if c not in COLUMNS)]]
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c025
@@ -225,7 +243,9 @@ def _one_value_a_seed(results):
     if missing: raise InputError(f"results without the columns {', '.join(missing)}")
     if not len(results): raise InputError("results are empty; there is nothing to summarise")
     twice = results[results.duplicated([*RUN, "seed"])]
-    if len(twice): raise InputError(f"{len(twice)} results occur twice, the first for {dict(twice.iloc[0][[*RUN, 'seed']])}; keep one value a seed")
+    if len(twice):
+        raise InputError(f"{len(twice)} results occur twice, the first for {dict(twice.iloc[0][[*RUN, 'seed']])}; "
+            "keep one value a seed")
     return results
 
 def summarize(
@@ -245,13 +265,16 @@ def paired_differences(
     keys = [k for k in RUN if k != "method"]
     ours, theirs = (results[results.method == m].set_index([*keys, "seed"]).value for m in (method, reference))
     difference = (ours - theirs).dropna().reset_index()
-    if not len(difference): raise InputError(f"{method!r} and {reference!r} have no seed and metric in common; methods there: {', '.join(map(str, results.method.unique()))}")
+    if not len(difference):
+        there = ", ".join(map(str, results.method.unique()))
+        raise InputError(f"{method!r} and {reference!r} have no seed and metric in common; methods there: {there}")
     return summarize(difference.assign(method=f"{method} - {reference}"))
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c033
 def _grey(images): # (B, H, W) float32, 0..255
     images = as_tensor(images, "images")
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8: raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")
     return torch.einsum("bchw,c->bhw", images.float(), images.new_tensor([.299, .587, .114], dtype=torch.float32))
 
 def pixel_features(
@@ -271,6 +294,8 @@ def hog_features(
     skimage, why = optional("skimage.feature")
     if skimage is None: raise InputError(f"HOG needs scikit-image, which {why}: pip install vdistill[baselines]")
     side, images = cell*block, as_tensor(images, "images")
-    if min(images.shape[-2:]) < side: raise InputError(f"images of {tuple(images.shape[-2:])} pixels are smaller than one HOG block of {side}; pass a smaller cell")
+    if min(images.shape[-2:]) < side:
+        raise InputError(f"images of {tuple(images.shape[-2:])} pixels are smaller than one HOG block of {side}; "
+            "pass a smaller cell")
     grey = _grey(images).cpu().numpy()
     return torch.from_numpy(np.stack([skimage.hog(g, orientations, (cell, cell), (block, block)) for g in grey]))

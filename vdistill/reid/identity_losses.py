@@ -34,7 +34,8 @@ def cross_modal_triplet(
     visible, infrared = as_tensors(visible, infrared, name="features")
     own, other = as_labels(visible_label, visible_label if infrared_label is None else infrared_label, like=visible)
     if visible.ndim != 2 or visible.shape[0] != len(own) or infrared.shape[0] != len(other):
-        raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, got {len(own)} and {len(other)}")
+        raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, "
+            f"got {len(own)} and {len(other)}")
     distances = unit_distances(visible, infrared)
     same = own[:, None] == other[None, :]
     return .5*(hardest(distances, same, sharpness) + hardest(distances.T, same.T, sharpness))

@@ -21,7 +21,8 @@ def euclidean_distances(
 ) -> Tensor: # `(n, m)` in float32 (float64 for float64 input)
     "Euclidean distances between rows, exact where they are small beside the norms; the gradient at distance 0 is 0."
     a, b = _precise(*as_tensors(a, a if b is None else b, name="features"))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]: raise InputError(f"features {tuple(a.shape)} and {tuple(b.shape)}: pass (n, d) and (m, d)")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise InputError(f"features {tuple(a.shape)} and {tuple(b.shape)}: pass (n, d) and (m, d)")
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 def _precise(*tensors): # all in float32, or float64 where one of them is
@@ -51,7 +52,7 @@ def batch_hard(
     margin: float | None = .3, # in the unit of the distances; None: the soft margin
     weight: Tensor | None = None, # `(n,)` of each anchor; None: all the same
 ) -> Tensor: # scalar
-    "Furthest positive against nearest negative, mean over anchors that have both (batch-hard triplet; Hermans et al. 2017)."
+    "Furthest positive against nearest negative, mean over anchors with both (batch-hard triplet; Hermans et al. 2017)."
     distances, positive, negative = as_tensors(distances, positive, negative, name="distances and masks")
     positive, negative = positive.bool(), negative.bool()
     weight = None if weight is None else as_tensor(weight, "weight", distances)
@@ -62,7 +63,8 @@ def batch_hard(
 def _over_anchors(gap, positive, negative, margin, weight=None):
     usable = positive.any(1) & negative.any(1)
     gap = torch.where(usable, gap, 0)
-    cost, weight = F.softplus(gap) if margin is None else F.relu(margin + gap), usable if weight is None else usable*weight
+    cost = F.softplus(gap) if margin is None else F.relu(margin + gap)
+    weight = usable if weight is None else usable*weight
     return (cost*weight).sum()/torch.where(usable.any(), weight.sum(), 1)
 
 # %% ../../nbs/reid/14b_metric_losses.ipynb #c016
@@ -79,7 +81,7 @@ def weighted_triplet(
     positive: Tensor, # `(n, m)` bool
     negative: Tensor, # `(n, m)` bool
 ) -> Tensor: # scalar
-    "Softmax-weighted positives against softmax-weighted negatives (weighted regularised triplet of AGW; Ye et al. 2022)."
+    "Positives against negatives, both softmax-weighted (weighted regularised triplet of AGW; Ye et al. 2022)."
     distances, positive, negative = as_tensors(distances, positive, negative, name="distances and masks")
     far = (masked_softmax(distances, positive)*distances).sum(1)
     near = (masked_softmax(-distances, negative)*distances).sum(1)
@@ -104,7 +106,7 @@ def hetero_centre(
     visible_label: ArrayLike|Tensor, # `(n,)` whole numbers or names
     infrared_label: ArrayLike|Tensor|None = None, # `(m,)`; None: the same as `visible_label`
 ) -> Tensor: # scalar
-    "Squared distance of an identity's two centres, mean over identities that have both (hetero-centre loss; Zhu et al. 2020)."
+    "Squared distance of an identity's two centres, mean over identities with both (hetero-centre; Zhu et al. 2020)."
     visible, infrared, y, z = _sides(visible, infrared, visible_label, infrared_label)
     (own, images), (other, partners) = identity_centres(visible, y, y), identity_centres(infrared, z, y)
     weight = (partners > 0)/images
@@ -112,9 +114,12 @@ def hetero_centre(
 
 def _sides(visible, infrared, visible_label, infrared_label):
     visible, infrared = _precise(*as_tensors(visible, infrared, name="features"))
-    visible_label, infrared_label = as_labels(visible_label, visible_label if infrared_label is None else infrared_label, like=visible)
-    if visible.ndim != 2 or infrared.ndim != 2 or visible.shape[0] != len(visible_label) or infrared.shape[0] != len(infrared_label) or visible.shape[1] != infrared.shape[1]:
-        raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, got {len(visible_label)} and {len(infrared_label)}")
+    infrared_label = visible_label if infrared_label is None else infrared_label
+    visible_label, infrared_label = as_labels(visible_label, infrared_label, like=visible)
+    if (visible.ndim != 2 or infrared.ndim != 2 or visible.shape[0] != len(visible_label)
+            or infrared.shape[0] != len(infrared_label) or visible.shape[1] != infrared.shape[1]):
+        raise InputError(f"features {tuple(visible.shape)} and {tuple(infrared.shape)} need one label a row, "
+            f"got {len(visible_label)} and {len(infrared_label)}")
     return visible, infrared, visible_label, infrared_label
 
 # %% ../../nbs/reid/14b_metric_losses.ipynb #c025
@@ -125,13 +130,14 @@ def hetero_centre_triplet(
     infrared_label: ArrayLike|Tensor|None = None, # `(m,)`; None: the same as `visible_label`
     margin: float | None = .3, # in the unit of the features; None: the soft margin
 ) -> Tensor: # scalar
-    "Batch-hard on centres: an identity's other centre against the nearest centre of anybody else (hetero-centre triplet; Liu et al. 2021)."
+    "Batch-hard on centres: the same identity's against the nearest of any other (hetero-centre triplet; Liu et al. 2021)."
     visible, infrared, *labels = _sides(visible, infrared, visible_label, infrared_label)
     label = torch.cat(labels)
     infrared_row = torch.arange(len(label), device=visible.device) >= len(labels[0])
     sides = [identity_centres(x, y, y) for x, y in zip((visible, infrared), labels)]
     centres, images = (torch.cat(part) for part in zip(*sides))
-    return batch_hard(euclidean_distances(centres), pair_masks(label, infrared_row, "across")[0], pair_masks(label)[1], margin, 1/images)
+    positive, negative = pair_masks(label, infrared_row, "across")[0], pair_masks(label)[1]
+    return batch_hard(euclidean_distances(centres), positive, negative, margin, 1/images)
 
 # %% ../../nbs/reid/14b_metric_losses.ipynb #c030
 def released_sinkhorn(
@@ -141,13 +147,15 @@ def released_sinkhorn(
     rounds: int = 100, # at most
     tolerance: float = .1, # total change of u below which the rounds stop
 ) -> Tensor: # scalar, 0 to 2
-    "Transport cost between two clouds of predictions as the authors' released code computes it in the place of mutual learning: for study only."
+    "Transport cost between predictions as the released code has it in the place of mutual learning: for study only."
     logits_1, logits_2 = as_tensors(logits_1, logits_2, name="logits")
-    if logits_1.ndim != 2 or logits_2.ndim != 2 or logits_1.shape[1] != logits_2.shape[1]: raise InputError(f"logits {tuple(logits_1.shape)} and {tuple(logits_2.shape)}: pass (n, C) and (m, C)")
+    if logits_1.ndim != 2 or logits_2.ndim != 2 or logits_1.shape[1] != logits_2.shape[1]:
+        raise InputError(f"logits {tuple(logits_1.shape)} and {tuple(logits_2.shape)}: pass (n, C) and (m, C)")
     warn_of_probabilities(logits_1, logits_2)
     p, q = (x.softmax(1) for x in _precise(logits_1, logits_2))
     cost = euclidean_distances(p, q).square()
-    u, v, going = cost.new_zeros(len(p), 1), cost.new_zeros(1, len(q)), torch.ones((), dtype=torch.bool, device=cost.device)
+    u, v = cost.new_zeros(len(p), 1), cost.new_zeros(1, len(q))
+    going = torch.ones((), dtype=torch.bool, device=cost.device)
     for _ in range(rounds):
         next_u = u + _correction(u + v - cost, 1, eps)
         next_v = v + _correction(next_u + v - cost, 0, eps)

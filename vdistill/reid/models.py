@@ -44,7 +44,9 @@ class EdgeFront(nn.Module):
         x: Tensor, # `(B, 3, H, W)` in [0, 1]
     ) -> Tensor: # `(B, 3, H, W)`
         grey = (x*self.luma).sum(1, keepdim=True)
-        gx, gy = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), self.kernels).to(grey.dtype).split(1, dim=1) # float16 would lose the 1e-8, and flat regions be 0/0
+        edges = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), self.kernels)
+        # float16 would lose the 1e-8, and flat regions be 0/0
+        gx, gy = edges.to(grey.dtype).split(1, dim=1)
         strength = (gx*gx + gy*gy + 1e-8).sqrt()
         contrast = box_mean(strength, self.window) + self.eps
         return torch.cat([strength, (gx*gx - gy*gy)/strength, 2*gx*gy/strength], 1)/contrast
@@ -129,8 +131,12 @@ class Branch(nn.Module):
         self.v_classifier = classifier(encoder.out_features, classes)
         kind = VariationalBottleneck if stochastic else InformationBottleneck
         if not bottleneck: self.bottleneck = None
-        else: self.bottleneck = ResidualBottleneck(encoder.out_features, hidden) if residual else kind(encoder.out_features, z_features, hidden)
-        self.z_classifier = (deep_classifier if z_hidden else classifier)(self.bottleneck.out_features, classes, *[z_hidden]*bool(z_hidden)) if bottleneck else None
+        elif residual: self.bottleneck = ResidualBottleneck(encoder.out_features, hidden)
+        else: self.bottleneck = kind(encoder.out_features, z_features, hidden)
+        self.z_classifier = None
+        if bottleneck:
+            k = self.bottleneck.out_features
+            self.z_classifier = deep_classifier(k, classes, z_hidden) if z_hidden else classifier(k, classes)
 
     def observe(self,
         x: Tensor, # `(B, 3, H, W)`, what a front end gives
@@ -185,7 +191,8 @@ def deep_classifier(
 ) -> nn.Sequential:
     "Layers with batch norm, leaky ReLU and dropout before a linear classifier, as the released code has them on z."
     sizes, layers = [in_features, *hidden], []
-    for a, b in zip(sizes, sizes[1:]): layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.LeakyReLU(.1), nn.Dropout(.5)]
+    for a, b in zip(sizes, sizes[1:]):
+        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.LeakyReLU(.1), nn.Dropout(.5)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
 # %% ../../nbs/reid/13_models.ipynb #c018
@@ -200,10 +207,12 @@ class Predictions(NamedTuple):
     def shared(self): return self.shared_visible, self.shared_infrared
 
     @property
-    def specific(self): return self.shared if self.visible is None else (self.visible, self.infrared) # those that teach themselves (VSD)
+    def specific(self): # those that teach themselves (VSD)
+        return self.shared if self.visible is None else (self.visible, self.infrared)
 
     @property
-    def pairs(self): return (self.shared,) if self.visible is None else (self.specific, self.shared) # each prediction once
+    def pairs(self): # each prediction once
+        return (self.shared,) if self.visible is None else (self.specific, self.shared)
 
 # %% ../../nbs/reid/13_models.ipynb #c019
 FRONTS = dict(edges=EdgeFront, pixels=PixelFront, grey=GreyFront)
@@ -246,12 +255,16 @@ class ReIDNet(Network):
     ):
         super().__init__()
         if views not in VIEWS: raise InputError(f"views={views!r}: choose {' or '.join(VIEWS)}")
-        if views == "grey" and encoder.get("frozen"): raise InputError("views=grey makes a copy of what the front end gives, which frozen layers have turned into features: set frozen=0")
+        if views == "grey" and encoder.get("frozen"):
+            raise InputError("views=grey makes a copy of what the front end gives, "
+                "which frozen layers have turned into features: set frozen=0")
         self.front, self.views, self.resting = front_end(front, resize, colours), views, resting
         self.register_buffer("luma", torch.tensor([.2989, .5870, .1140])[:, None, None], persistent=False)
-        encoders = [Encoder(**encoder) for _ in range(3)] # all before any bottleneck: a seed starts v alike, whatever follows it
+        # all encoders before any bottleneck: a seed starts v alike, whatever follows it
+        encoders = [Encoder(**encoder) for _ in range(3)]
         self.frozen = [take_frozen(e) for e in encoders][0] # alike in all three
-        self.visible, self.infrared, self.shared = (Branch(e, classes, bottleneck, z_features, hidden, stochastic, z_hidden, residual) for e in encoders)
+        self.visible, self.infrared, self.shared = (
+            Branch(e, classes, bottleneck, z_features, hidden, stochastic, z_hidden, residual) for e in encoders)
         self.to(memory_format=torch.channels_last)
 
     def forward(self,
@@ -278,13 +291,18 @@ class ReIDNet(Network):
         if self.views == "grey": return self.embed_views(x)
         (v, z, *_), (own_v, own_z, *_) = self.shared.observe(x), (self.visible, self.infrared)[modality].observe(x)
         pairs = [(name, s, p) for name, s, p in (("v", v, own_v), ("z", z, own_z)) if s is not None]
-        return {f"{name} shared": s for name, s, _ in pairs} | {f"{name} specific+shared": join(p, s) for name, s, p in pairs}
+        return ({f"{name} shared": s for name, s, _ in pairs}
+            | {f"{name} specific+shared": join(p, s) for name, s, p in pairs})
 
-    def embed_views(self, x): # an image and its grey copy through both of their branches, side by side as released: infrared branch first
-        seen = [branch.observe(y) for branch, y in ((self.infrared, self.grey(x)), (self.shared, self.grey(x)), (self.visible, x), (self.shared, x))]
+    def embed_views(self, x):
+        # an image and its grey copy through both of their branches, side by side as released: infrared branch first
+        grey = self.grey(x)
+        views = (self.infrared, grey), (self.shared, grey), (self.visible, x), (self.shared, x)
+        seen = [branch.observe(view) for branch, view in views]
         named = {"v": [s[0] for s in seen], "z": [s[1] for s in seen]}
         named = {name: parts for name, parts in named.items() if parts[0] is not None}
-        return {f"{name} shared": torch.cat(parts[1::2], 1) for name, parts in named.items()} | {f"{name} specific+shared": torch.cat(parts, 1) for name, parts in named.items()}
+        return ({f"{name} shared": torch.cat(parts[1::2], 1) for name, parts in named.items()}
+            | {f"{name} specific+shared": torch.cat(parts, 1) for name, parts in named.items()})
 
 # %% ../../nbs/reid/13_models.ipynb #c021
 def join(

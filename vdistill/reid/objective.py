@@ -12,7 +12,8 @@ from torch import Tensor
 from ..bottlenecks import CEB, MIB, VIB, EstimatedBottleneck, MutualLearning
 from ..distillation import ReleasedDistillation, SimilarityDistillation, VariationalDistillation
 from .identity_losses import cross_modal_triplet, mutual_learning
-from .metric_losses import batch_hard, euclidean_distances, hetero_centre, hetero_centre_triplet, pair_masks, released_rank, released_sinkhorn, weighted_triplet
+from .metric_losses import (batch_hard, euclidean_distances, hetero_centre, hetero_centre_triplet,
+    pair_masks, released_rank, released_sinkhorn, weighted_triplet)
 from .models import Predictions
 
 # %% ../../nbs/reid/16a_objective.ipynb #c005
@@ -21,7 +22,8 @@ def _batch(visible, infrared, label): # distances of all pairs of a batch, and w
     return distances, *pair_masks(label.repeat(2))
 
 def _released(visible, infrared, label, c):
-    return released_rank(torch.cat([visible, infrared]), label.repeat(2), torch.arange(2*len(label), device=label.device) >= len(label))
+    side = torch.arange(2*len(label), device=label.device) >= len(label)
+    return released_rank(torch.cat([visible, infrared]), label.repeat(2), side)
 
 METRICS = { # name -> (visible `(B, d)`, infrared `(B, d)`, label `(B,)`, configuration) to a scalar
     "cross": lambda v, i, label, c: cross_modal_triplet(v, i, label, sharpness=c.sharpness),
@@ -36,8 +38,10 @@ MUTUAL = { # name -> (logits `(B, C)`, logits `(B, C)`) to a scalar
 }
 
 # %% ../../nbs/reid/16a_objective.ipynb #c007
-REGULARISERS = { # name -> (configuration, size of v, classes, branches) to a module that is called with (specific, shared, labels)
-    "distillation": lambda c, v, n, b: VariationalDistillation(c.vsd, c.vcd, c.vml, c.beta, c.temperature, c.detach, c.vcd_teacher),
+# name -> (configuration, size of v, classes, branches) to a module that is called with (specific, shared, labels)
+REGULARISERS = {
+    "distillation": lambda c, v, n, b: VariationalDistillation(c.vsd, c.vcd, c.vml, c.beta, c.temperature, c.detach,
+        c.vcd_teacher),
     "released": lambda c, v, n, b: ReleasedDistillation(c.beta),
     "similarity": lambda c, v, n, b: SimilarityDistillation(c.beta, detach=c.detach),
     "vib": lambda c, v, n, b: VIB(c.beta),
@@ -62,12 +66,18 @@ def objective(
     label = label.repeat(len(out.shared_visible.v)//len(label)) # grey views: every image is one
     branches = list(zip(out.pairs, (1., config.shared_share) if len(out.pairs) > 1 else (1.,)))
     weight = dict(v=1., z=config.z_classification)
-    classification = .5*sum(weight[s]*share*_cross_entropy(p, s, label, config) for pair, share in branches for p in pair for s in sides)
+    classification = .5*sum(weight[s]*share*_cross_entropy(p, s, label, config)
+        for pair, share in branches for p in pair for s in sides)
     terms = dict(classification=classification, triplet=zeros, mutual_learning=zeros, vsd=zeros, vcd=zeros, vml=zeros)
-    if config.triplet: terms["triplet"] = sum(w*share*_metric(pair, s, label, config, METRICS[config.metric]) for s, w in zip(sides, (1., config.z_triplet)) if w for pair, share in branches)
-    if config.hetero_centre: terms["hetero_centre"] = sum(share*_metric(pair, "v", label, config, lambda v, i, y, c: hetero_centre(v, i, y)) for pair, share in branches)
+    if config.triplet:
+        terms["triplet"] = sum(w*share*_metric(pair, s, label, config, METRICS[config.metric])
+            for s, w in zip(sides, (1., config.z_triplet)) if w for pair, share in branches)
+    if config.hetero_centre:
+        centres = lambda v, i, y, c: hetero_centre(v, i, y)
+        terms["hetero_centre"] = sum(share*_metric(pair, "v", label, config, centres) for pair, share in branches)
     if config.alpha: terms["mutual_learning"] = MUTUAL[config.mutual](*(p.v_logits for p in out.specific))
-    loss = classification + config.triplet*terms["triplet"] + config.alpha*terms["mutual_learning"] + config.hetero_centre*terms.get("hetero_centre", 0.)
+    loss = (classification + config.triplet*terms["triplet"] + config.alpha*terms["mutual_learning"]
+        + config.hetero_centre*terms.get("hetero_centre", 0.))
     if len(sides) == 2:
         regular = regulariser(*_entries(out, regulariser, teachers), label)
         loss = loss + share*regular.pop("total")
@@ -75,14 +85,18 @@ def objective(
     return terms | dict(loss=loss)
 
 # %% ../../nbs/reid/16a_objective.ipynb #c010
-def _cross_entropy(p, side, label, config): return F.cross_entropy(getattr(p, f"{side}_logits").float(), label, label_smoothing=config.label_smoothing)
+def _cross_entropy(p, side, label, config):
+    logits = getattr(p, f"{side}_logits").float()
+    return F.cross_entropy(logits, label, label_smoothing=config.label_smoothing)
 
-def _metric(pair, side, label, config, metric): # of two views: across modalities; of grey views: across modalities within each view
+# of two views: across modalities; of grey views: across modalities within each view
+def _metric(pair, side, label, config, metric):
     a, b = (p.pooled if config.triplet_on == "pooled" and side == "v" else getattr(p, side) for p in pair)
     if config.views == "modalities": return metric(a, b, label, config)
     return .5*sum(metric(*x.chunk(2), label.chunk(2)[0], config) for x in (a, b))
 
-def _entries(out, regulariser, teachers=None): # what a regulariser reads of the specific branches, and of the shared one
+# what a regulariser reads of the specific branches, and of the shared one
+def _entries(out, regulariser, teachers=None):
     within = isinstance(regulariser, DISTILL) or out.visible is not None
     read = lambda p, t: tuple(getattr(t if name[0] == "v" else p, name) for name in regulariser.reads)
     pairs = [(out.specific if within else (), (teachers or out).specific), (out.shared, (teachers or out).shared)]

@@ -27,7 +27,8 @@ def launched() -> tuple: # (number of this process, number of processes)
     if size == 1: return 0, 1
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]:
         verb = "is" if len(missing) == 1 else "are"
-        raise InputError(f"WORLD_SIZE={size} says that this is one of {size} processes, but {', '.join(missing)} {verb} not set: "
+        raise InputError(f"WORLD_SIZE={size} says that this is one of {size} processes, "
+                         f"but {', '.join(missing)} {verb} not set: "
                          "start them with torchrun, which sets all of it, or unset WORLD_SIZE to train in one process")
     _whole("MASTER_PORT", 1, 65535)
     return _whole("RANK", 0, size - 1), size
@@ -47,13 +48,14 @@ def world() -> tuple: # (number of this process, number of processes)
 
 def join_world(
     device: torch.device, # of this process
-    seconds: float = 1800, # then a process that does not answer is lost: others may decode a dataset or compile meanwhile
+    seconds: float = 1800, # then a process that does not answer is lost: it may decode a dataset or compile meanwhile
 ):
     "Meet the other processes that `torchrun` has started; nothing happens without it."
     rank, size = launched()
     if size == 1: return
     if not dist.is_available():
-        raise InputError(f"WORLD_SIZE={size}, but this PyTorch has no torch.distributed: unset WORLD_SIZE to train in one process")
+        raise InputError(f"WORLD_SIZE={size}, but this PyTorch has no torch.distributed: "
+                         "unset WORLD_SIZE to train in one process")
     if dist.is_initialized(): return
     if device.type == "cuda": torch.cuda.set_device(device)
     place = dict(rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
@@ -69,23 +71,26 @@ def own_device(
     if device.type != "cuda" or device.index is not None or launched()[1] == 1: return device
     gpus = torch.cuda.device_count()
     if os.environ.get("LOCAL_RANK", "").strip():
-        return torch.device("cuda", _whole("LOCAL_RANK", 0, max(gpus - 1, 0), f" (GPUs that this process sees: {gpus})"))
+        why = f" (GPUs that this process sees: {gpus})"
+        return torch.device("cuda", _whole("LOCAL_RANK", 0, max(gpus - 1, 0), why))
     if gpus == 1: return device
     raise InputError(f"WORLD_SIZE={launched()[1]} says that there are several processes, but LOCAL_RANK is not set, "
-                     f"and nothing else says which of {gpus} GPUs is this one's: start them with torchrun, which sets it")
+                     f"and nothing else says which of {gpus} GPUs is this one's: "
+                     "start them with torchrun, which sets it")
 
 # %% ../../nbs/reid/16d_parallel.ipynb #meet02
 _meetings = itertools.count() # of this process
 
 def _address(): return os.environ["MASTER_ADDR"].strip(), int(os.environ["MASTER_PORT"])
 
-def _patience(rank, size, seconds, first): # a call waits a moment for those that are missing, and says so when it is time
+def _patience(rank, size, seconds, first): # a call waits a moment for who is missing, and says so when it is time
     began, due = time.monotonic(), [first]
     def wait(missing, speaks=True):
         who = f"process{'es'*(len(missing) > 1)} {', '.join(map(str, missing))} of {size}"
         passed, where = time.monotonic() - began, ":".join(map(str, _address()))
         if passed >= seconds:
-            raise InputError(f"process {rank} of {size} has not met the others within {seconds:g} s: {who} did not come to {where}; "
+            raise InputError(f"process {rank} of {size} has not met the others within {seconds:g} s: "
+                             f"{who} did not come to {where}; "
                              "look at what they have written, and whether each machine reaches MASTER_ADDR")
         if passed >= due[0]:
             due[0] *= 2
@@ -138,8 +143,10 @@ def lost_contact(
     error: Exception,
 ) -> str: # empty: something else
     "What to say when another process has gone."
-    if world()[1] == 1 or not any(word in str(error).lower() for word in ("gloo", "nccl", "connection", "timed out", "timeout")): return ""
-    return f"process {world()[0]} of {world()[1]} has lost contact with another one, which torchrun names ({str(error).splitlines()[0][:120]})"
+    words = ("gloo", "nccl", "connection", "timed out", "timeout")
+    if world()[1] == 1 or not any(word in str(error).lower() for word in words): return ""
+    return (f"process {world()[0]} of {world()[1]} has lost contact with another one, "
+            f"which torchrun names ({str(error).splitlines()[0][:120]})")
 
 # %% ../../nbs/reid/16d_parallel.ipynb #c007
 def own_part(
@@ -154,7 +161,9 @@ def check_share(
 ):
     "Raise where the identities of a batch cannot be shared evenly."
     size = world()[1]
-    if identities % size: raise InputError(f"identities_per_batch={identities} cannot be shared by {size} processes: pass a multiple of {size}")
+    if identities % size:
+        raise InputError(f"identities_per_batch={identities} cannot be shared by {size} processes: "
+                         f"pass a multiple of {size}")
 
 # %% ../../nbs/reid/16d_parallel.ipynb #c008
 class OwnRows(Counter):
@@ -165,11 +174,13 @@ class OwnRows(Counter):
         *key, # as for `Counter`
     ):
         super().__init__(seed, *key)
-        self.rows = np.concatenate([own_part(np.arange(n)), n + own_part(np.arange(n))]) # visible ones, then infrared ones
+        own = own_part(np.arange(n))
+        self.rows = np.concatenate([own, n + own]) # visible ones, then infrared ones
 
     def words(self, rows, columns, start=0, device="cpu"):
         if world()[1] == 1: return super().words(rows, columns, start, device)
-        return super().words(int(self.rows[-1]) + 1, columns, start, device)[on_device(self.rows[:rows], torch.device(device))]
+        words = super().words(int(self.rows[-1]) + 1, columns, start, device)
+        return words[on_device(self.rows[:rows], torch.device(device))]
 
 # %% ../../nbs/reid/16d_parallel.ipynb #c010
 class _AllRows(torch.autograd.Function):
@@ -203,7 +214,8 @@ def gather_predictions(
     together = all_rows(torch.cat([t.float() for t in tensors], 1))
     if views > 1: together = together.unflatten(0, (world()[1], views, -1)).transpose(0, 1).flatten(0, 2)
     parts = iter(together.split([t.shape[1] for t in tensors], 1))
-    return Predictions(*(None if p is None else Prediction(*(None if t is None else next(parts) for t in p)) for p in out))
+    filled = lambda p: None if p is None else Prediction(*(None if t is None else next(parts) for t in p))
+    return Predictions(*map(filled, out))
 
 # %% ../../nbs/reid/16d_parallel.ipynb #c013
 def spread(
@@ -218,7 +230,8 @@ def synchronised(
     model: nn.Module,
 ) -> nn.Module:
     "Batch norms over all processes, on GPUs."
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world()[1] > 1 and next(model.parameters()).is_cuda else model
+    if world()[1] == 1 or not next(model.parameters()).is_cuda: return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 def settle(
     parameters, # that every process holds, outside the network: critics of a regulariser

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from ..core import InputError, as_array
 from .reranking import rerank, rerank_densely
-from .retrieval import RetrievalScores, as_features, as_identities, check_conventions, pairwise_distances, retrieval_scores
+from .retrieval import (RetrievalScores, as_features, as_identities, check_conventions,
+    pairwise_distances, retrieval_scores)
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c007
 DIRECTIONS = ("infrared→visible", "visible→infrared") # query→gallery
@@ -50,8 +51,8 @@ class ProtocolScores:
 
     def rows(self,
         feature: str = "feature", # its name
-    ) -> list: # of dicts, one a metric: dataset, feature, direction, protocol, metric, value and spread over trials (percent), trials, queries, valid_queries
-        "Tidy rows for `results_frame`."
+    ) -> list: # of dicts, one a metric: dataset, feature, direction, protocol, metric, value and spread over trials (%)
+        "Tidy rows for `results_frame`; they hold trials, queries and valid_queries too."
         each = pd.DataFrame([t.percent() for t in self.trials])
         about = dict(dataset=self.dataset, feature=feature, direction=self.direction, protocol=self.protocol)
         counts = dict(trials=len(self.trials), queries=self.queries, valid_queries=min(self.valid_queries))
@@ -62,29 +63,36 @@ class ProtocolScores:
         each = pd.DataFrame([t.percent() for t in self.trials])
         spread = lambda m: f" ± {each[m].std():.2f}" if len(each) > 1 else ""
         lost = self.queries - min(self.valid_queries)
-        valid = f"{_span(self.valid_queries, 'of')} {self.queries:,} queries have a match that counts" + ("; the others leave every mean." if lost else ".")
+        valid = f"{_span(self.valid_queries, 'of')} {self.queries:,} queries have a match that counts"
+        valid += "; the others leave every mean." if lost else "."
+        scores = ", ".join(f"{m} {v:.2f}{spread(m)}" for m, v in self.mean.percent().items())
+        unit = "%, mean ± standard deviation over trials" if len(each) > 1 else "%"
         return "\n".join([f"{self.dataset}, {self.direction}", f"  {self.protocol}.", f"  {valid}",
-                          "  " + ", ".join(f"{m} {v:.2f}{spread(m)}" for m, v in self.mean.percent().items()) + (" (%, mean ± standard deviation over trials)" if len(each) > 1 else " (%)")])
+            f"  {scores} ({unit})"])
 
     def __repr__(self): return f"{self.dataset}, {self.direction}: {self.mean} {self.protocol}"
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c009
 def _side(features, ids, cameras, name): # tensor, identities, cameras (None stays)
     features, ids = as_features(features, f"of the {name}"), as_identities(ids, f"{name}_ids")
-    if len(ids) != len(features): raise InputError(f"{name}_ids holds {len(ids)} identities for {len(features)} features")
+    if len(ids) != len(features):
+        raise InputError(f"{name}_ids holds {len(ids)} identities for {len(features)} features")
     if cameras is None: return features, ids, None
     return features, ids, _as_cameras(cameras, f"{name}_cameras", len(ids))
 
 def _as_cameras(cameras, name, images):
     cameras = as_array(cameras, name)
-    if cameras.shape != (images,) or cameras.dtype.kind not in "iu": raise InputError(f"{name} is {cameras.dtype} of shape {cameras.shape}; needed: one whole number for each of {images} images")
+    if cameras.shape != (images,) or cameras.dtype.kind not in "iu":
+        raise InputError(f"{name} is {cameras.dtype} of shape {cameras.shape}; "
+            f"needed: one whole number for each of {images} images")
     return cameras.astype(np.int64, copy=False)
 
 def _device(device):
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return torch.device("cpu") if device.type == "mps" else device # which has no float64
 
-def _score_trials(query, gallery, galleries, excluded, rules, metric, reranking, device): # one `RetrievalScores` a trial; a side is (features, ids)
+# one `RetrievalScores` a trial; a side is (features, ids)
+def _score_trials(query, gallery, galleries, excluded, rules, metric, reranking, device):
     (q, q_ids), (g, g_ids) = query, gallery
     q, g = q.to(_device(device)), g.to(_device(device))
     used = np.unique(np.concatenate(galleries))
@@ -94,13 +102,17 @@ def _score_trials(query, gallery, galleries, excluded, rules, metric, reranking,
         yield retrieval_scores(d, q_ids, g_ids[rows], exclude=excluded(rows), **rules)
 
 def _rules_in_words(cmc, ap, metric, reranking):
-    words = [f"CMC over {dict(image='images', identity='identities')[cmc]}", f"AP over images by {ap}s", f"{metric} distance"]
-    if reranking is not None: words.append("re-ranked by k-reciprocal neighbours with k1 = {}, k2 = {}, lambda = {}".format(*reranking))
+    counted = dict(image="images", identity="identities")[cmc]
+    words = [f"CMC over {counted}", f"AP over images by {ap}s", f"{metric} distance"]
+    if reranking is not None:
+        words.append("re-ranked by k-reciprocal neighbours with k1 = {}, k2 = {}, lambda = {}".format(*reranking))
     return ", ".join(words)
 
 def _check_rules(cmc, ap, reranking):
     check_conventions(cmc=cmc, ap=ap)
-    if reranking is not None and (not isinstance(reranking, (tuple, list)) or len(reranking) != 3): raise InputError(f"reranking is {reranking!r}; pass (k1, k2, lambda_value), as published (20, 6, 0.3), or None")
+    if reranking is not None and (not isinstance(reranking, (tuple, list)) or len(reranking) != 3):
+        raise InputError(f"reranking is {reranking!r}; "
+            "pass (k1, k2, lambda_value), as published (20, 6, 0.3), or None")
     return dict(cmc=cmc, ap=ap)
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c011
@@ -110,21 +122,31 @@ _SYSU_LOCATION = np.array([0, 1, 2, 2, 4, 5, 6]) # of each camera: 2 and 3 are i
 
 def camera_groups(ids, cameras, allowed=None): # {(identity, camera): rows}, by identity, then camera
     order = np.lexsort((cameras, ids))
-    starts = np.flatnonzero(np.r_[True, (np.diff(cameras[order]) != 0) | (ids[order][1:] != ids[order][:-1])]) if len(order) else []
+    changes = (np.diff(cameras[order]) != 0) | (ids[order][1:] != ids[order][:-1])
+    starts = np.flatnonzero(np.r_[True, changes]) if len(order) else []
     parts = {(ids[rows[0]].item(), cameras[rows[0]].item()): np.sort(rows) for rows in np.split(order, starts[1:])}
     return {key: rows for key, rows in parts.items() if allowed is None or key[1] in allowed}
 
 def _positions(permutations, identity, camera, n, trials): # `(trials, n)` of the official draw, checked
     table = np.asarray(permutations.get((camera, identity), ()))
-    if not table.size: raise InputError(f"no permutation for identity {identity} at camera {camera}, which has {n} images; is this the test split, and are these its permutations?")
-    if table.ndim != 2 or table.shape[1] != n: raise InputError(f"identity {identity} has {n} images at camera {camera}, its permutation {table.shape[-1]}: images are missing or too many")
+    if not table.size:
+        raise InputError(f"no permutation for identity {identity} at camera {camera}, which has {n} images; "
+            "is this the test split, and are these its permutations?")
+    if table.ndim != 2 or table.shape[1] != n:
+        raise InputError(f"identity {identity} has {n} images at camera {camera}, its permutation {table.shape[-1]}: "
+            "images are missing or too many")
     if len(table) < trials: raise InputError(f"{trials} trials, but the permutations hold {len(table)}")
-    if (np.sort(table[:trials], axis=1) != np.arange(n)).any(): raise InputError(f"the permutation of identity {identity} at camera {camera} does not hold the positions 0 to {n - 1} once each; the published table counts from 1, so subtract 1")
+    if (np.sort(table[:trials], axis=1) != np.arange(n)).any():
+        raise InputError(f"the permutation of identity {identity} at camera {camera} does not hold the positions "
+            f"0 to {n - 1} once each; the published table counts from 1, so subtract 1")
     return table[:trials].astype(np.int64)
 
 def _require_complete(groups, permutations, cameras, identities): # nobody whom the permutations know is absent
-    absent = [(i, c) for i in identities for c in cameras if (i, c) not in groups and np.size(permutations.get((c, i), ()))]
-    if absent: raise InputError(f"{len(absent)} identities and cameras have permutations but no image, the first identity {absent[0][0]} at camera {absent[0][1]}; a camera's folder may be missing")
+    absent = [(i, c) for i in identities for c in cameras
+        if (i, c) not in groups and np.size(permutations.get((c, i), ()))]
+    if absent:
+        raise InputError(f"{len(absent)} identities and cameras have permutations but no image, the first identity "
+            f"{absent[0][0]} at camera {absent[0][1]}; a camera's folder may be missing")
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c013
 def seeded_draw(groups, trial): # one row of each group
@@ -149,27 +171,35 @@ def sysu_galleries(
     if mode not in SYSU_CAMERAS: raise InputError(f"mode {mode!r} is not known; take 'all' or 'indoor'")
     if draw not in ("official", "agw"): raise InputError(f"draw {draw!r} is not known; take 'official' or 'agw'")
     if shots < 1 or trials < 1: raise InputError(f"{shots} shots and {trials} trials; both are at least 1")
-    if draw == "agw" and shots != 1: raise InputError(f"AGW's draw takes one image of each identity and camera, not {shots}; use draw='official'")
-    ids, cameras = as_identities(gallery_ids, "gallery_ids"), _as_cameras(gallery_cameras, "gallery_cameras", len(gallery_ids))
+    if draw == "agw" and shots != 1:
+        raise InputError(f"AGW's draw takes one image of each identity and camera, not {shots}; use draw='official'")
+    ids = as_identities(gallery_ids, "gallery_ids")
+    cameras = _as_cameras(gallery_cameras, "gallery_cameras", len(gallery_ids))
     groups = camera_groups(ids, cameras, SYSU_CAMERAS[mode])
     if not groups: raise InputError(f"no gallery image of cameras {', '.join(map(str, SYSU_CAMERAS[mode]))}")
     if draw == "agw": return [seeded_draw(groups, trial) for trial in range(trials)]
-    if permutations is None: raise InputError("the official draw needs the published permutations (rand_perm_cam.mat); without them only draw='agw' is possible")
+    if permutations is None:
+        raise InputError("the official draw needs the published permutations (rand_perm_cam.mat); "
+            "without them only draw='agw' is possible")
     return _official_draws(groups, permutations, shots, trials)
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c014
 def _sysu_words(mode, shots, draw, galleries, ids, cameras, rules):
-    people, sought = len(np.unique(ids[galleries[0]])), shots*len(camera_groups(ids[galleries[0]], cameras[galleries[0]]))
+    people = len(np.unique(ids[galleries[0]]))
+    sought = shots*len(camera_groups(ids[galleries[0]], cameras[galleries[0]]))
     people = f"{people} identities" + (", fewer images where there are fewer," if len(galleries[0]) < sought else "")
-    drawn = {"official": "the official draws", "agw": "AGW's draws (Python's generator, seeded by the trial from 0)"}[draw]
-    return (f"{mode}-search, {shots} shot{'s' * (shots > 1)}: gallery of {_span([len(g) for g in galleries], 'images')} of {people} from cameras {', '.join(map(str, SYSU_CAMERAS[mode]))}, "
+    drawn = {"official": "the official draws",
+        "agw": "AGW's draws (Python's generator, seeded by the trial from 0)"}[draw]
+    return (f"{mode}-search, {shots} shot{'s' if shots > 1 else ''}: "
+            f"gallery of {_span([len(g) for g in galleries], 'images')} of {people} "
+            f"from cameras {', '.join(map(str, SYSU_CAMERAS[mode]))}, "
             f"{_mean_of(len(galleries))} by {drawn}; queries of camera 3 do not see camera 2; {rules}")
 
 def sysu_scores(
     query_features: Tensor|np.ndarray, # `(Q, D)` all infrared test images
     query_ids: ArrayLike|Tensor, # `(Q,)`
     query_cameras: ArrayLike|Tensor, # `(Q,)` 3 or 6
-    gallery_features: Tensor|np.ndarray, # `(G, D)` all visible test images, within an identity and camera in the order of their file names
+    gallery_features: Tensor|np.ndarray, # `(G, D)` all visible test images, by file name within an identity and camera
     gallery_ids: ArrayLike|Tensor, # `(G,)`
     gallery_cameras: ArrayLike|Tensor, # `(G,)` 1, 2, 4 or 5
     permutations: dict|None, # as for `sysu_galleries`
@@ -189,9 +219,13 @@ def sysu_scores(
     q, q_ids, q_cams = _side(query_features, query_ids, query_cameras, "query")
     g, g_ids, g_cams = _side(gallery_features, gallery_ids, gallery_cameras, "gallery")
     for name, cameras, allowed in (("query", q_cams, _SYSU_QUERIES), ("gallery", g_cams, SYSU_CAMERAS["all"])):
-        if strange := set(cameras.tolist()) - set(allowed): raise InputError(f"{name}_cameras holds {sorted(strange)}; {name} images of SYSU-MM01 come from cameras {', '.join(map(str, allowed))}")
+        if strange := set(cameras.tolist()) - set(allowed):
+            raise InputError(f"{name}_cameras holds {sorted(strange)}; "
+                f"{name} images of SYSU-MM01 come from cameras {', '.join(map(str, allowed))}")
     galleries = sysu_galleries(g_ids, g_cams, permutations, mode=mode, shots=shots, trials=trials, draw=draw)
-    if permutations is not None: _require_complete(camera_groups(g_ids, g_cams), permutations, SYSU_CAMERAS[mode], np.union1d(q_ids, g_ids).tolist())
+    if permutations is not None:
+        people = np.union1d(q_ids, g_ids).tolist()
+        _require_complete(camera_groups(g_ids, g_cams), permutations, SYSU_CAMERAS[mode], people)
     same_room = lambda rows: _SYSU_LOCATION[q_cams][:, None] == _SYSU_LOCATION[g_cams[rows]]
     scores = tuple(_score_trials((q, q_ids), (g, g_ids), galleries, same_room, rules, metric, reranking, device))
     words = _sysu_words(mode, shots, draw, galleries, g_ids, g_cams, _rules_in_words(cmc, ap, metric, reranking))
@@ -199,7 +233,7 @@ def sysu_scores(
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c023
 def regdb_scores(
-    trials: Iterable[Sequence], # of (visible_features, visible_ids, infrared_features, infrared_ids), one a trial, each from its own model
+    trials: Iterable[Sequence], # of (visible_features, visible_ids, infrared_features, infrared_ids), a model each
     *,
     cmc: str = "image", # or `identity`
     ap: str = "rectangle", # or `trapezoid`
@@ -212,23 +246,31 @@ def regdb_scores(
     scores: dict[str, list] = {d: [] for d in DIRECTIONS}
     shapes: dict[str, list] = {d: [] for d in DIRECTIONS}
     for trial in trials:
-        if len(trial) != 4: raise InputError(f"a trial of RegDB is (visible_features, visible_ids, infrared_features, infrared_ids); this one has {len(trial)} parts")
+        if len(trial) != 4:
+            raise InputError("a trial of RegDB is (visible_features, visible_ids, infrared_features, infrared_ids); "
+                f"this one has {len(trial)} parts")
         v, i = (_side(trial[k], trial[k + 1], None, name)[:2] for k, name in ((0, "visible"), (2, "infrared")))
         for direction, query, gallery in ((DIRECTIONS[0], i, v), (DIRECTIONS[1], v, i)):
-            scores[direction] += _score_trials(query, gallery, [np.arange(len(gallery[1]))], lambda rows: None, rules, metric, reranking, device)
+            scores[direction] += _score_trials(query, gallery, [np.arange(len(gallery[1]))], lambda rows: None, rules,
+                metric, reranking, device)
             shapes[direction].append((len(query[1]), len(gallery[1]), len(np.unique(gallery[1]))))
-    if not shapes[DIRECTIONS[0]]: raise InputError("no trial of RegDB; pass at least one, and ten for a number to compare")
+    if not shapes[DIRECTIONS[0]]:
+        raise InputError("no trial of RegDB; pass at least one, and ten for a number to compare")
     return {d: _regdb_result(d, scores[d], shapes[d], _rules_in_words(cmc, ap, metric, reranking)) for d in DIRECTIONS}
 
 def _regdb_result(direction, scores, shapes, rules):
     queries, images, people = zip(*shapes)
-    if len(set(queries)) > 1: raise InputError(f"the trials have {', '.join(map(str, queries))} queries; every trial of RegDB tests equally many images")
-    trials = _mean_of(len(scores)) + (", each with its own halves of the identities and its own model" if len(scores) > 1 else "")
-    return ProtocolScores("RegDB", direction, f"gallery of all {_span(images, 'images')} of {_span(people, 'identities')}, {trials}; {rules}", queries[0], tuple(scores))
+    if len(set(queries)) > 1:
+        raise InputError(f"the trials have {', '.join(map(str, queries))} queries; "
+            "every trial of RegDB tests equally many images")
+    trials = _mean_of(len(scores))
+    if len(scores) > 1: trials += ", each with its own halves of the identities and its own model"
+    protocol = f"gallery of all {_span(images, 'images')} of {_span(people, 'identities')}, {trials}; {rules}"
+    return ProtocolScores("RegDB", direction, protocol, queries[0], tuple(scores))
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c026
 def llcm_scores(
-    visible_features: Tensor|np.ndarray, # `(V, D)` all visible test images, within an identity and camera in the order of their file names
+    visible_features: Tensor|np.ndarray, # `(V, D)` all visible test images, by file name within an identity and camera
     visible_ids: ArrayLike|Tensor, # `(V,)`
     visible_cameras: ArrayLike|Tensor, # `(V,)` 1 to 9
     infrared_features: Tensor|np.ndarray, # `(I, D)` all near-infrared test images, in the same order
@@ -242,7 +284,8 @@ def llcm_scores(
     reranking: tuple|None = None, # (k1, k2, lambda_value): re-rank each trial, and say so
     device=None, # where distances are computed; default: CUDA where there is one
 ) -> dict[str, ProtocolScores]: # a direction each
-    "LLCM (Zhang and Wang, CVPR 2023), both directions: every image of one modality searches one image of each identity and camera of the other."
+    """LLCM (Zhang and Wang, CVPR 2023), both directions: every image of one modality searches one image of each
+    identity and camera of the other."""
     if trials < 1: raise InputError(f"{trials} trials; at least 1")
     rules, words = _check_rules(cmc, ap, reranking), _rules_in_words(cmc, ap, metric, reranking)
     v = _side(visible_features, visible_ids, visible_cameras, "visible")
@@ -252,8 +295,9 @@ def llcm_scores(
         galleries = [seeded_draw(camera_groups(g_ids, g_cams), trial) for trial in range(trials)]
         same = lambda rows: (q_ids[:, None] == g_ids[rows]) & (q_cams[:, None] == g_cams[rows])
         scores = tuple(_score_trials((q, q_ids), (g, g_ids), galleries, same, rules, metric, reranking, device))
-        protocol = (f"gallery of {_span([len(rows) for rows in galleries], 'images')} of {len(np.unique(g_ids))} identities, one an identity and camera, {_mean_of(trials)} "
-                    f"drawn by Python's generator, seeded by the trial from 0; a query does not see its own identity in its own camera; {words}")
+        protocol = (f"gallery of {_span([len(rows) for rows in galleries], 'images')} "
+            f"of {len(np.unique(g_ids))} identities, one an identity and camera, {_mean_of(trials)} drawn by Python's "
+            f"generator, seeded by the trial from 0; a query does not see its own identity in its own camera; {words}")
         results[direction] = ProtocolScores("LLCM", direction, protocol, len(q_ids), scores)
     return results
 
@@ -290,11 +334,14 @@ _SIZES = { # queries, gallery, identities, trials, what the gallery's ranks coun
     "Market-1501": (3368, 15913, 750, 1, "image", 30),
 }
 
-def _problem(queries, gallery, identities, trials, cmc): # distances without ties, identities, excluded pairs (SYSU's room) or None
+# distances without ties, identities, excluded pairs (SYSU's room) or None
+def _problem(queries, gallery, identities, trials, cmc):
     rng = np.random.default_rng(0)
     levels = np.tile(np.arange(gallery, dtype=np.float32)/gallery, (queries, 1))
     q_ids, g_ids = np.arange(queries) % identities, np.arange(gallery) % identities
-    exclude = ((np.arange(queries)//identities % 2 == 0)[:, None] & (np.arange(gallery)//identities == 1)) if cmc == "identity" else None
+    exclude = None
+    if cmc == "identity":
+        exclude = (np.arange(queries)//identities % 2 == 0)[:, None] & (np.arange(gallery)//identities == 1)
     return [rng.permuted(levels, axis=1) for _ in range(trials)], q_ids, g_ids, exclude
 
 def _seconds(f, repeats=1): # the median, and the result
@@ -310,7 +357,9 @@ def _scores_ratio(queries, gallery, identities, trials, cmc):
     ours = lambda: [retrieval_scores(d, q_ids, g_ids, exclude=exclude, cmc=cmc) for d in distances]
     slow, loop = _seconds(lambda: [loop_scores(d, q_ids, g_ids, exclude, cmc) for d in distances])
     fast, scores = _seconds(ours, repeats=5)
-    for s, (curve, ap, inp) in zip(scores, loop): np.testing.assert_allclose([*(s.rank(k) for k in range(1, 21)), s.mean_ap, s.mean_inp], [*curve, ap, inp], rtol=0, atol=1e-12)
+    for s, (curve, ap, inp) in zip(scores, loop):
+        np.testing.assert_allclose([*(s.rank(k) for k in range(1, 21)), s.mean_ap, s.mean_inp], [*curve, ap, inp],
+            rtol=0, atol=1e-12)
     return fast, slow
 
 def _rerank_ratio(queries, gallery, identities, size=256):
@@ -328,9 +377,12 @@ def evaluation_ratios(
     "How many times faster than per-query loops and dense re-ranking, on equal inputs, with equal results asserted."
     rows = []
     for what, (queries, gallery, identities, trials, cmc, asked) in _SIZES.items():
-        if small: queries, gallery, identities, trials = queries//10, max(gallery//10, 100), max(identities//10, 25), min(trials, 2)
+        if small:
+            queries, gallery = queries//10, max(gallery//10, 100)
+            identities, trials = max(identities//10, 25), min(trials, 2)
         rows.append((what, queries, gallery, *_scores_ratio(queries, gallery, identities, trials, cmc), asked))
     queries, gallery, identities = (380, 100, 25) if small else (3803, 301, 96)
     rows.append(("re-ranking", queries, gallery, *_rerank_ratio(queries, gallery, identities), 5))
     table = pd.DataFrame(rows, columns=["what", "queries", "gallery", "seconds", "loop_seconds", "asked"])
-    return table.assign(ratio=table.loop_seconds/table.seconds)[["what", "queries", "gallery", "seconds", "loop_seconds", "ratio", "asked"]]
+    table = table.assign(ratio=table.loop_seconds/table.seconds)
+    return table[["what", "queries", "gallery", "seconds", "loop_seconds", "ratio", "asked"]]

@@ -15,7 +15,9 @@ from .retrieval import as_features
 # %% ../../nbs/reid/15c_reranking.ipynb #c007
 def _unit(query_features, gallery_features): # both sides in one list, on the unit sphere
     q, g = as_features(query_features, "of the query"), as_features(gallery_features, "of the gallery")
-    if q.shape[1] != g.shape[1]: raise InputError(f"query features have {q.shape[1]} dimensions and gallery features {g.shape[1]}; both sides need the same feature")
+    if q.shape[1] != g.shape[1]:
+        raise InputError(f"query features have {q.shape[1]} dimensions and gallery features {g.shape[1]}; "
+            "both sides need the same feature")
     return F.normalize(torch.cat([q, g.to(q)]), dim=1)
 
 def _distance_blocks(f, size=512): # (first row, 1 - cos of a block of rows to all)
@@ -26,7 +28,8 @@ def _distance_blocks(f, size=512): # (first row, 1 - cos of a block of rows to a
 
 def _check_parameters(k1, k2, lambda_value):
     if k1 < 1 or k2 < 1: raise InputError(f"k1 = {k1} and k2 = {k2}; both count neighbours and are at least 1")
-    if not 0 <= lambda_value <= 1: raise InputError(f"lambda_value = {lambda_value}; it is the share of the old distance, 0 to 1")
+    if not 0 <= lambda_value <= 1:
+        raise InputError(f"lambda_value = {lambda_value}; it is the share of the old distance, 0 to 1")
 
 # %% ../../nbs/reid/15c_reranking.ipynb #c009
 def rerank_densely(
@@ -66,7 +69,8 @@ def _nearest(d, k, piece=32): # the same for long rows
     columns = (best[..., None]*piece + torch.arange(piece, device=d.device)).flatten(1)
     return columns.gather(1, _smallest(d.gather(1, columns), k))
 
-def _first_pass(f, queries, k): # neighbours `(N, k)`, the largest distance of each row, and the queries' normalised distances to the gallery
+# neighbours `(N, k)`, the largest distance of each row, and the queries' normalised distances to the gallery
+def _first_pass(f, queries, k):
     nearest, largest, old = [], [], []
     for start, d in _distance_blocks(f):
         nearest.append(_nearest(d, k).cpu())
@@ -119,8 +123,8 @@ def rerank(
     k2: int = 6, # codes that are averaged; 1: none
     lambda_value: float = .3, # share of the old distance, 0..1
 ) -> Tensor: # `(Q, G)` distances in 0..1
-    """k-reciprocal re-ranking (Zhong et al., CVPR 2017), eqs. (1) to (4). Every query is ranked with the help of all others:
-    say so beside the number. Raises `InputError` for features that do not fit or are not finite."""
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017), eqs. (1) to (4). Every query is ranked with the help of
+    all others: say so beside the number. Raises `InputError` for features that do not fit or are not finite."""
     _check_parameters(k1, k2, lambda_value)
     f, queries = _unit(query_features, gallery_features), len(query_features)
     nearest, largest, old = _first_pass(f, queries, min(max(k1 + 1, k2), len(f)))

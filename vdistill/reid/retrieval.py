@@ -20,11 +20,14 @@ def pairwise_distances(
     b: Tensor, # `(G, D)` features
     metric: str = "cosine", # `cosine`: 1 - cos, in 0..2; `euclidean`: on the features as they are
 ) -> Tensor: # `(Q, G)`, at least float32
-    "Distances between two sets of features. Raises `InputError` for shapes that do not fit and for values that are not finite."
-    if metric not in ("cosine", "euclidean"): raise InputError(f"metric {metric!r} is not known; take 'cosine' or 'euclidean'")
+    "Distances of two sets of features. Raises `InputError` for shapes that do not fit and values that are not finite."
+    if metric not in ("cosine", "euclidean"):
+        raise InputError(f"metric {metric!r} is not known; take 'cosine' or 'euclidean'")
     a, b = as_features(a, "a"), as_features(b, "b")
     if a.dtype != b.dtype: a, b = a.double(), b.double()
-    if a.shape[1] != b.shape[1]: raise InputError(f"features of {a.shape[1]} and of {b.shape[1]} dimensions cannot be compared; both sides need the same feature")
+    if a.shape[1] != b.shape[1]:
+        raise InputError(f"features of {a.shape[1]} and of {b.shape[1]} dimensions cannot be compared; "
+            "both sides need the same feature")
     if metric == "euclidean": return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return 1 - F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
@@ -34,14 +37,20 @@ def as_features(
 ) -> Tensor: # float32 or float64
     "Features as a tensor; raises `InputError` for another shape and for values that are not finite."
     x = as_tensor(x, f"features {name}")
-    if x.ndim != 2 or not len(x): raise InputError(f"features {name} have shape {tuple(x.shape)}; needed: (images, dimensions) with at least one image")
+    if x.ndim != 2 or not len(x):
+        raise InputError(f"features {name} have shape {tuple(x.shape)}; "
+            "needed: (images, dimensions) with at least one image")
     x = x if x.dtype == torch.float64 else x.float()
-    if not x.isfinite().all(): raise InputError(f"features {name} hold {int((~x.isfinite()).sum())} values that are NaN or infinite; look at the training's loss before its scores")
+    if not x.isfinite().all():
+        raise InputError(f"features {name} hold {int((~x.isfinite()).sum())} values that are NaN or infinite; "
+            "look at the training's loss before its scores")
     return x
 
 # %% ../../nbs/reid/15a_retrieval.ipynb #c010
-def _match_distances(d, exclude, query_codes, gallery_codes): # of each query to its matches, nearest first, then infinity: `(Q, most matches)`
-    order, size = gallery_codes.argsort(stable=True), torch.bincount(gallery_codes, minlength=int(query_codes.max()) + 1)
+# of each query to its matches, nearest first, then infinity: `(Q, most matches)`
+def _match_distances(d, exclude, query_codes, gallery_codes):
+    order = gallery_codes.argsort(stable=True)
+    size = torch.bincount(gallery_codes, minlength=int(query_codes.max()) + 1)
     place = torch.arange(max(1, int(size[query_codes].max())), device=d.device)
     columns = order[((size.cumsum(0) - size)[query_codes, None] + place).clamp_max(len(order) - 1)]
     absent = place >= size[query_codes, None]
@@ -58,7 +67,8 @@ def _count_by_words(d, limits): # `(Q, k)`: how many distances of the row are at
     return n
 
 def _count_within(d, limits, most=100): # the same for tensors, on any device
-    if d.device.type == "cpu" and limits.shape[1] <= most: return torch.from_numpy(_count_by_words(d.numpy(), limits.numpy()))
+    if d.device.type == "cpu" and limits.shape[1] <= most:
+        return torch.from_numpy(_count_by_words(d.numpy(), limits.numpy()))
     rows = torch.from_numpy(np.sort(d.numpy(), axis=1)) if d.device.type == "cpu" else d.sort(dim=1).values
     return torch.searchsorted(rows, limits.contiguous(), right=True)
 
@@ -110,7 +120,9 @@ class RetrievalScores:
         ranks = {f"rank-{k}": self.rank(k) for k in (1, 5, 10)}
         return {name: 100*value for name, value in {**ranks, "mAP": self.mean_ap, "mINP": self.mean_inp}.items()}
 
-    def __repr__(self): return ", ".join(f"{k} {v:.1f}" for k, v in self.percent().items()) + f" (%, {self.valid_queries} queries)"
+    def __repr__(self):
+        scores = ", ".join(f"{k} {v:.1f}" for k, v in self.percent().items())
+        return f"{scores} (%, {self.valid_queries} queries)"
 
 # %% ../../nbs/reid/15a_retrieval.ipynb #c029
 def as_identities(
@@ -121,13 +133,17 @@ def as_identities(
     "Identities as an array; raises `InputError` for another shape, type or number."
     ids = as_array(ids, name)
     if ids.ndim != 1: raise InputError(f"{name} has shape {ids.shape}; needed: one identity an image")
-    if length is not None and len(ids) != length: raise InputError(f"{name} holds {len(ids)} identities, but the distances have {length} for them")
-    if ids.dtype.kind not in "biuU" or ids.dtype == np.uint64: raise InputError(f"{name} is of type {ids.dtype}; identities are whole numbers or strings")
+    if length is not None and len(ids) != length:
+        raise InputError(f"{name} holds {len(ids)} identities, but the distances have {length} for them")
+    if ids.dtype.kind not in "biuU" or ids.dtype == np.uint64:
+        raise InputError(f"{name} is of type {ids.dtype}; identities are whole numbers or strings")
     return ids if ids.dtype.kind == "U" else ids.astype(np.int64, copy=False)
 
 def _codes(query_ids, gallery_ids, shape=(None, None)): # the same small number for the same identity on both sides
     q, g = as_identities(query_ids, "query_ids", shape[0]), as_identities(gallery_ids, "gallery_ids", shape[1])
-    if (q.dtype.kind == "U") != (g.dtype.kind == "U"): raise InputError(f"query_ids are {q.dtype} and gallery_ids {g.dtype}: numbers and strings never match; convert one side")
+    if (q.dtype.kind == "U") != (g.dtype.kind == "U"):
+        raise InputError(f"query_ids are {q.dtype} and gallery_ids {g.dtype}: "
+            "numbers and strings never match; convert one side")
     codes = np.unique(np.concatenate([q, g]), return_inverse=True)[1]
     return codes[:len(q)], codes[len(q):]
 
@@ -138,20 +154,28 @@ def check_distances(distances, exclude): # a float matrix and a bool one or None
     d = d if d.dtype in (torch.float32, torch.float64) else d.double() if d.device.type != "mps" else d.float()
     if exclude is None: return d, None
     exclude = as_tensor(exclude, "exclude").to(d.device)
-    if exclude.dtype != torch.bool or exclude.shape != d.shape: raise InputError(f"exclude is {exclude.dtype} of shape {tuple(exclude.shape)}; needed: bool of shape {tuple(d.shape)}, True where a pair does not count")
+    if exclude.dtype != torch.bool or exclude.shape != d.shape:
+        raise InputError(f"exclude is {exclude.dtype} of shape {tuple(exclude.shape)}; "
+            f"needed: bool of shape {tuple(d.shape)}, True where a pair does not count")
     return d, exclude
 
-def _blocks(d, exclude): # (slice, contiguous rows with excluded pairs at infinity), few enough for a cache; a NaN or infinity that counts is refused
+# (slice, contiguous rows with excluded pairs at infinity), few enough for a cache;
+# a NaN or infinity that counts is refused
+def _blocks(d, exclude):
     size = max(1, (2**18 if d.device.type == "cpu" else 2**24) // d.shape[1])
     for start in range(0, len(d), size):
         rows = d[start:start + size].contiguous()
         if exclude is not None: rows = rows.masked_fill(exclude[start:start + size], 0)
-        if not rows.sum().isfinite(): refuse_infinite(d, exclude)   # a sum is quick; it may also overflow, so look again
-        yield slice(start, start + size), rows if exclude is None else rows.masked_fill_(exclude[start:start + size], torch.inf)
+        # a sum is quick; it may also overflow, so look again
+        if not rows.sum().isfinite(): refuse_infinite(d, exclude)
+        if exclude is not None: rows.masked_fill_(exclude[start:start + size], torch.inf)
+        yield slice(start, start + size), rows
 
 def refuse_infinite(d, exclude):
     bad = ~d.isfinite() if exclude is None else ~(d.isfinite() | exclude)
-    if bad.any(): raise InputError(f"{int(bad.sum())} of {d.numel()} distances are NaN or infinite, the first for query {int(bad.any(1).nonzero()[0])}")
+    if bad.any():
+        raise InputError(f"{int(bad.sum())} of {d.numel()} distances are NaN or infinite, "
+            f"the first for query {int(bad.any(1).nonzero()[0])}")
 
 # %% ../../nbs/reid/15a_retrieval.ipynb #c030
 CONVENTIONS = {"cmc": ("image", "identity"), "ap": ("rectangle", "trapezoid")} # where the field disagrees
@@ -159,7 +183,8 @@ CONVENTIONS = {"cmc": ("image", "identity"), "ap": ("rectangle", "trapezoid")} #
 def check_conventions(**chosen): # by name
     "Raise `InputError` for a rule that has no such name."
     for what, rule in chosen.items():
-        if rule not in CONVENTIONS[what]: raise InputError(f"{what} {rule!r} is not known; take {' or '.join(map(repr, CONVENTIONS[what]))}")
+        if rule not in CONVENTIONS[what]:
+            raise InputError(f"{what} {rule!r} is not known; take {' or '.join(map(repr, CONVENTIONS[what]))}")
 
 @torch.no_grad()
 def retrieval_scores(
@@ -180,14 +205,17 @@ def retrieval_scores(
     parts = []
     for block, rows in _blocks(d, exclude):
         n, c = _counts(rows, near[block])
-        first = _first_rank(n, c) if cmc == "image" else _first_rank_of_identity(rows, q_codes[block], g_codes, identities)
+        if cmc == "image": first = _first_rank(n, c)
+        else: first = _first_rank_of_identity(rows, q_codes[block], g_codes, identities)
         precision = _average_precision(n, c) if ap == "rectangle" else _trapezoid_precision(rows, near[block], n, c)
         parts.append((c[:, 0] > 0, first, precision, _inverse_negative_penalty(n, c)))
     ranks = d.shape[1] if cmc == "image" else len(g_codes.unique())
     return _averaged(*(torch.cat(p).cpu().numpy() for p in zip(*parts)), ranks=ranks)
 
 def _averaged(valid, first, ap, inp, *, ranks): # over the valid queries
-    if not valid.any(): raise InputError(f"none of the {len(valid)} queries has a match that counts in the gallery; check the identities of both sides and what is excluded")
+    if not valid.any():
+        raise InputError(f"none of the {len(valid)} queries has a match that counts in the gallery; "
+            "check the identities of both sides and what is excluded")
     curve = np.bincount(first[valid], minlength=ranks + 1)[1:].cumsum() / valid.sum()
     return RetrievalScores(curve, float(ap[valid].mean()), float(inp[valid].mean()), int(valid.sum()),
                            np.where(valid, first, 0), np.where(valid, ap, np.nan), np.where(valid, inp, np.nan))
@@ -198,7 +226,8 @@ def _chance(n, m): # eq. (4) for one query with m matches among n
     missed = np.cumprod(np.maximum(n - m - k + 1, 0) / (n - k + 1))
     harmonic = (1/k).sum()
     ap = (harmonic + (m - 1)/max(n - 1, 1) * (n - harmonic)) / n
-    last = m/n * np.concatenate([[1], np.cumprod((np.arange(n, m, -1) - m) / (np.arange(n, m, -1) - 1))])  # P(last match at n, n-1, …, m)
+    place = np.arange(n, m, -1)
+    last = m/n * np.concatenate([[1], np.cumprod((place - m) / (place - 1))])  # P(last match at n, n-1, …, m)
     return 1 - missed, ap, (m/np.arange(n, m - 1, -1) * last).sum()
 
 def chance_scores(
@@ -206,11 +235,14 @@ def chance_scores(
     gallery_ids, # `(G,)`
 ) -> RetrievalScores: # expected scores, ranks over images
     "Expectation of every score under a random order of the gallery, eq. (4); exact. Without per-query arrays."
-    if not len(query_ids) or not len(gallery_ids): raise InputError(f"nothing to rank: {len(query_ids)} queries and a gallery of {len(gallery_ids)}")
+    if not len(query_ids) or not len(gallery_ids):
+        raise InputError(f"nothing to rank: {len(query_ids)} queries and a gallery of {len(gallery_ids)}")
     q, g = _codes(query_ids, gallery_ids)
     matches, counts = np.unique(np.bincount(g, minlength=q.max() + 1)[q], return_counts=True)
     matches, counts = matches[matches > 0], counts[matches > 0]
-    if not len(matches): raise InputError(f"none of the {len(q)} queries has a match in the gallery; check the identities of both sides")
+    if not len(matches):
+        raise InputError(f"none of the {len(q)} queries has a match in the gallery; "
+            "check the identities of both sides")
     curves, aps, inps = zip(*(_chance(len(g), m) for m in matches))
     curve, ap, inp = (np.average(x, axis=0, weights=counts) for x in (curves, aps, inps))
     return RetrievalScores(curve, float(ap), float(inp), int(counts.sum()))

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
 from ..core import InputError, generator, mind_fork
-from .data import MODALITIES, SPLITS, Protocol, ReIDDataset, as_size
+from .records import MODALITIES, SPLITS, Protocol, ReIDDataset, as_size
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c007
 LEVELS = dict(
@@ -29,8 +29,10 @@ LEVELS = dict(
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c009
 PALETTES = dict(
-    upper_colour = ((.93,.92,.89), (.13,.13,.15), (.74,.16,.17), (.16,.24,.48), (.17,.46,.33), (.90,.71,.22), (.52,.36,.62), (.30,.62,.72), (.85,.47,.30), (.55,.55,.56)),
-    lower_colour = ((.15,.17,.22), (.22,.32,.52), (.47,.40,.31), (.77,.72,.62), (.40,.42,.44), (.36,.16,.20), (.25,.33,.24)),
+    upper_colour = ((.93,.92,.89), (.13,.13,.15), (.74,.16,.17), (.16,.24,.48), (.17,.46,.33),
+                    (.90,.71,.22), (.52,.36,.62), (.30,.62,.72), (.85,.47,.30), (.55,.55,.56)),
+    lower_colour = ((.15,.17,.22), (.22,.32,.52), (.47,.40,.31), (.77,.72,.62), (.40,.42,.44),
+                    (.36,.16,.20), (.25,.33,.24)),
     hair_colour  = ((.09,.08,.08), (.29,.18,.11), (.52,.35,.18), (.82,.66,.38), (.60,.58,.56)),
     bag_colour   = ((.12,.12,.14), (.50,.28,.14), (.80,.30,.22), (.22,.42,.38), (.85,.78,.62)),
     skin_colour  = ((.96,.80,.69), (.87,.66,.51), (.69,.47,.34), (.45,.29,.20)),
@@ -40,15 +42,18 @@ PALETTES = dict(
 FACTOR_GROUPS = dict(
     shared_identity   = tuple(LEVELS),
     visible_identity  = tuple(PALETTES),
-    shared_nuisance   = ("view", "pose", "scene", "background", "occlusion", "occlusion_side", "scale", "shift_x", "shift_y"),
+    shared_nuisance   = ("view", "pose", "scene", "background", "occlusion", "occlusion_side",
+                         "scale", "shift_x", "shift_y"),
     visible_nuisance  = ("illumination", "colour_cast", "light", "grain"),
-    infrared_nuisance = ("ambient", "thermal_noise", "noise_pattern", "hot_spot", "hot_spot_x", "hot_spot_y", "inversion"),
+    infrared_nuisance = ("ambient", "thermal_noise", "noise_pattern", "hot_spot", "hot_spot_x", "hot_spot_y",
+                         "inversion"),
 )
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c013
 def _uniform(n, low, high, *key, seed):
     "`n` draws of a stream of their own; the first of them do not depend on `n`."
-    return low + (high - low)*torch.rand(n, generator=generator("synthetic", *key, seed=seed), dtype=torch.float64).numpy()
+    draws = torch.rand(n, generator=generator("synthetic", *key, seed=seed), dtype=torch.float64)
+    return low + (high - low)*draws.numpy()
 
 def _whole(n, what):
     if isinstance(n, (int, np.integer)) and n > 0: return int(n)
@@ -76,29 +81,35 @@ CAMERAS = pd.DataFrame(
      (4, 0, "park",       -80, 70, 1.15, -.15, .25),
      (5, 0, "brick wall",  90, 80,  .95,  .20, .25),
      (6, 1, "street",    -120, 80,  .70,  .00, .18)],
-    columns=["camera", "modality", "scene", "view", "spread", "illumination", "colour_cast", "ambient"]).set_index("camera")
+    columns=["camera", "modality", "scene", "view", "spread", "illumination", "colour_cast", "ambient"],
+).set_index("camera")
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c019
 def sample_captures(
     cameras, # `(n,)` camera numbers, 1 to 6
     seed: int = 0, # another seed, other captures
 ) -> pd.DataFrame: # a row a capture; nuisances of both modalities are drawn, an image shows its own
-    "What differs from picture to picture, around the character of each camera; all nuisance columns of `FACTOR_GROUPS`."
+    "What differs from picture to picture, around each camera's character; all nuisance columns of `FACTOR_GROUPS`."
     cameras = np.asarray(cameras).ravel()
     unknown = sorted(set(cameras.tolist()) - set(CAMERAS.index))
-    if unknown or not len(cameras): raise InputError(f"cameras {unknown}: pass one or more of {', '.join(map(str, CAMERAS.index))}")
+    if unknown or not len(cameras):
+        raise InputError(f"cameras {unknown}: pass one or more of {', '.join(map(str, CAMERAS.index))}")
     camera, n = CAMERAS.loc[cameras].reset_index(), len(cameras)
     def u(name, low=0., high=1.): return _uniform(n, low, high, "capture", name, seed=seed)
     def code(name, count): return u(name, 0, count).astype(np.int64)
-    def sometimes(name, share, most): return np.clip(u(name, -most*(1 - share)/share, most), 0, None) # 0 in 1 - share of the captures
+    def sometimes(name, share, most): # 0 in 1 - share of the captures
+        return np.clip(u(name, -most*(1 - share)/share, most), 0, None)
     turned = 180*(u("turned") < .25) # a quarter walks the other way
     return pd.DataFrame(dict(
         view=(camera.view + turned + camera.spread*u("view", -1, 1) + 180) % 360 - 180, pose=u("pose", 0, 2*math.pi),
-        scene=camera.camera - 1, background=u("background"), occlusion=sometimes("occlusion", .3, .32), occlusion_side=code("side", 3),
+        scene=camera.camera - 1, background=u("background"),
+        occlusion=sometimes("occlusion", .3, .32), occlusion_side=code("side", 3),
         scale=u("scale", .93, 1.06), shift_x=u("shift_x", -.04, .04), shift_y=u("shift_y", -.02, .02),
-        illumination=camera.illumination*u("illumination", .7, 1.2), colour_cast=camera.colour_cast + u("colour_cast", -.3, .3),
+        illumination=camera.illumination*u("illumination", .7, 1.2),
+        colour_cast=camera.colour_cast + u("colour_cast", -.3, .3),
         light=u("light", -.35, .35), grain=code("grain", 65536),
-        ambient=camera.ambient + u("ambient", -.15, .15), thermal_noise=u("thermal_noise", .01, .04), noise_pattern=code("noise", 65536),
+        ambient=camera.ambient + u("ambient", -.15, .15),
+        thermal_noise=u("thermal_noise", .01, .04), noise_pattern=code("noise", 65536),
         hot_spot=sometimes("hot_spot", .5, .5), hot_spot_x=u("hot_spot_x"), hot_spot_y=u("hot_spot_y"),
         inversion=(u("inversion") < .15).astype(np.int64)))
 
@@ -130,10 +141,11 @@ class _Canvas:
     def rows(self, top, bottom): return self.above(bottom)*(1 - self.above(top))
 
     def cover(self, centre, half, rows, apart=None):
-        "Eq. (2): the rows that a part touches, alpha there, and where across the part a pixel is, -1 to 1; `apart` makes two of it."
+        "Eq. (2): the rows of a part, alpha there, and where across it a pixel is, -1 to 1; `apart` makes two of it."
         used = np.flatnonzero(rows.any(0))
         span = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
-        centre, half, rows = (np.broadcast_to(np.asarray(v, np.float32), self.y.shape)[:, span, None] for v in (centre, half, rows))
+        centre, half, rows = (np.broadcast_to(np.asarray(v, np.float32), self.y.shape)[:, span, None]
+                              for v in (centre, half, rows))
         t = self.x - centre
         if apart is not None: t = np.abs(t, out=t) - apart[..., None]
         wide = half/self.pixel_x[..., None]
@@ -147,7 +159,7 @@ class _Canvas:
         return span, mask, np.clip(t, -1, 1, out=t)
 
     def lay(self, span, mask, t, **materials):
-        "Eq. (3): cover what is still open; `materials` share the part by rows. Shade falls off to the edges, as on a cylinder."
+        "Eq. (3): cover what is open; `materials` share the part by rows. Shade falls to the edges, as on a cylinder."
         share = mask*self.through[:, span]
         self.through[:, span] -= share
         for name, rows in materials.items():
@@ -159,18 +171,21 @@ class _Canvas:
         shade *= share
         self.shade[:, span] += shade
 
-    def part(self, centre, half, rows, apart=None, **materials): self.lay(*self.cover(centre, half, rows, apart), **materials)
+    def part(self, centre, half, rows, apart=None, **materials):
+        self.lay(*self.cover(centre, half, rows, apart), **materials)
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c025
 BODY = dict( # a size: the factor, and the size at each of its levels
     tall    =("height", .80, .905), # of the image's height
     wide    =("width", .74, 1.03, 1.42), # times the usual breadth
     stride  =("gait", .075, .15), stance=("gait", .030, .052), elbow=("gait", .012, .045), lean=("gait", 0, .05),
-    sleeve  =("upper_cut", .30, .51, .50), hem=("upper_cut", .49, .53, .72), loose=("upper_cut", 1, 1.12, 1.2), flare=("upper_cut", .95, .98, 1.35),
+    sleeve  =("upper_cut", .30, .51, .50), hem=("upper_cut", .49, .53, .72),
+    loose   =("upper_cut", 1, 1.12, 1.2), flare=("upper_cut", .95, .98, 1.35),
     leg_hem =("lower_cut", .96, .70, .50), skirt=("lower_cut", 0, 0, 1),
     hoops   =("texture", 0, 1, 0, .5), stripes=("texture", 0, 0, 1, .5),
     has_bag =("bag", 0, 1, 1), backpack=("bag", 0, 1, 0),
-    hair_x  =("hair", .061, .066, .105, .064), hair_y=("hair", .078, .080, .100, .080), hair_end=("hair", .105, .29, .14, .062),
+    hair_x  =("hair", .061, .066, .105, .064), hair_y=("hair", .078, .080, .100, .080),
+    hair_end=("hair", .105, .29, .14, .062),
     brow    =("hair", .040, .045, .040, .058), long=("hair", 0, 1, 0, 0), cap=("hair", 0, 0, 0, 1),
 )
 
@@ -185,7 +200,8 @@ def _person(f):
     p.near = np.where(p.s < 0, 1, -1).astype(np.float32) # the side that is nearer to the camera
     return p
 
-def _deep(p, lateral, depth): return np.sqrt((lateral*p.c)**2 + (depth*p.s)**2) # half the width of an ellipse seen from the angle
+def _deep(p, lateral, depth): # half the width of an ellipse seen from the angle
+    return np.sqrt((lateral*p.c)**2 + (depth*p.s)**2)
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c028
 def _draw_head(k, p):
@@ -194,13 +210,16 @@ def _draw_head(k, p):
     k.part(x + .028*s, _oval(y, .088, .066, face), k.rows(p.brow, .15)*(face > .003), skin=None)
     k.part(x + .055*s, .066 + .018*np.abs(s), k.rows(.036, .064)*p.cap, hair=None)
     strands = _profile(y, (.07, 0*s), (.1, .074 + 0*s), (.28, .095 + 0*s))*p.long
-    k.part(x - .018*s*(1 - p.cap), np.maximum(_oval(y, .070, p.hair_y, p.hair_x), strands), k.rows(-.05, p.hair_end), hair=None)
+    half = np.maximum(_oval(y, .070, p.hair_y, p.hair_x), strands)
+    k.part(x - .018*s*(1 - p.cap), half, k.rows(-.05, p.hair_end), hair=None)
     k.part(x, np.maximum(_oval(y, .078, .078, .058), .028*(y > .08)), k.rows(0, .2), skin=None)
 
 def _draw_torso(k, p):
     y, slope = k.y, p.lean*p.s*(1 - _ramp(k.y, .2, .5))
-    shoulder, waist, hip = _deep(p, .118*p.wide**.6, .062*p.wide), _deep(p, .085*p.wide, .066*p.wide), _deep(p, .092*p.wide, .075*p.wide)
-    half = _profile(y, (.155, .25*shoulder), (.185, .9*shoulder), (.24, shoulder), (.40, waist*p.loose), (.5, hip*p.loose), (.75, hip*p.loose*p.flare))
+    shoulder, waist = _deep(p, .118*p.wide**.6, .062*p.wide), _deep(p, .085*p.wide, .066*p.wide)
+    hip = _deep(p, .092*p.wide, .075*p.wide)
+    half = _profile(y, (.155, .25*shoulder), (.185, .9*shoulder), (.24, shoulder), (.40, waist*p.loose),
+                    (.5, hip*p.loose), (.75, hip*p.loose*p.flare))
     k.part(slope, half, k.rows(.155, p.hem), upper=None)
     k.part(0, _profile(y, (.44, .95*hip), (.72, (.95 + .6*p.skirt)*hip)), k.rows(.44, .53 + .17*p.skirt), lower=None)
 
@@ -208,7 +227,8 @@ def _draw_torso(k, p):
 def _draw_arm(k, p, side):
     y, s, c = k.y, p.s, p.c
     shoulder, hand, forward = side*.115*p.wide**.6, side*(.13*p.wide**.6 + p.elbow), -.8*side*p.swing*p.stride
-    x = _profile(y, (.18, p.lean*s + shoulder*c), (.36, .4*p.lean*s + 1.06*hand*c + .3*forward*s), (.54, hand*c + (forward + .03)*s))
+    x = _profile(y, (.18, p.lean*s + shoulder*c), (.36, .4*p.lean*s + 1.06*hand*c + .3*forward*s),
+                 (.54, hand*c + (forward + .03)*s))
     cuff = k.above(p.sleeve)
     half = _profile(y, (.17, .030), (.2, .038), (.5, .024))*(.75 + .25*p.wide)*(1 + .3*cuff*(p.loose - .9))
     k.part(x, half, k.rows(.172, .56 + .02*forward), upper=cuff, skin=1 - cuff)
@@ -217,7 +237,8 @@ def _draw_leg(k, p, side):
     y, s, c = k.y, p.s, p.c
     foot, forward = side*p.stance, side*p.swing*p.stride
     lift = .5*np.clip(side*p.bend, 0, 1)*p.stride
-    x = _profile(y, (.5, side*.042*p.wide*c), (.74, foot*c + (.45*forward + lift)*s), (.95, foot*c + forward*s), (1., foot*c + (forward + .03)*s))
+    x = _profile(y, (.5, side*.042*p.wide*c), (.74, foot*c + (.45*forward + lift)*s), (.95, foot*c + forward*s),
+                 (1., foot*c + (forward + .03)*s))
     sole = 1 + .10*(forward*c - foot*s) - .6*lift
     cloth, shoe = k.above(p.leg_hem), 1 - k.above(sole - .045)
     half = _profile(y, (.5, .055), (.74, .038), (.93, .028))*(.6 + .4*p.wide)*(1 + .18*cloth) + .014*np.abs(s)*shoe
@@ -251,15 +272,18 @@ def _draw_occluder(k, p, f, frame_y):
 def _texture(k, p):
     "The pattern, -1 to 1, fixed to the body."
     def wave(v): return np.clip(6*np.abs(v - np.floor(v) - .5) - 1.5, -1, 1)
-    return wave(k.y/.085)[..., None]*p.hoops[..., None] + wave((k.x - (p.lean*p.s)[..., None])/.072 + .25)*p.stripes[..., None]
+    down, across = wave(k.y/.085)[..., None], wave((k.x - (p.lean*p.s)[..., None])/.072 + .25)
+    return down*p.hoops[..., None] + across*p.stripes[..., None]
 
 def _layers(f, height, width, edge, light):
     "Everything but the paint: `through`, `shade` and `material` of a batch."
     p, n = _person(f), len(f["view"])
     p.tall = p.tall*f["scale"][:, None]
-    rows, columns = (np.arange(height, dtype=np.float32) + .5)/height, (np.arange(width, dtype=np.float32) + .5)/(2*width) - .25
+    rows = (np.arange(height, dtype=np.float32) + .5)/height
+    columns = (np.arange(width, dtype=np.float32) + .5)/(2*width) - .25
     top = .945 + f["shift_y"][:, None] - p.tall
-    k = _Canvas((columns - f["shift_x"][:, None])/p.tall, (rows - top)/p.tall, .5/width/p.tall, 1/height/p.tall, edge, light)
+    x, y = (columns - f["shift_x"][:, None])/p.tall, (rows - top)/p.tall
+    k = _Canvas(x, y, .5/width/p.tall, 1/height/p.tall, edge, light)
     _draw_occluder(k, p, f, rows)
     (span, bag, across), front = _cover_bag(k, p)
     k.lay(span, bag*front, across, bag=None)
@@ -274,7 +298,8 @@ def _layers(f, height, width, edge, light):
     return k
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c035
-SCENES = ( # wall and floor (colour, temperature above ambient), horizon, how many things, their colours, their coldest and warmest
+# wall and floor (colour, temperature above ambient), horizon, how many things, their colours, their coldest and warmest
+SCENES = (
     (((.80,.76,.66), .05), ((.55,.50,.44), -.02), .80, 5, ((.52,.36,.22), (.62,.60,.55), (.86,.84,.78)), (-.05, .10)),
     (((.55,.62,.68), .00), ((.42,.44,.47), .03), .74, 7, ((.75,.83,.88), (.32,.40,.48), (.22,.25,.30)), (-.10, .08)),
     (((.60,.58,.55), .04), ((.40,.38,.36), -.04), .78, 5, ((.45,.40,.35), (.70,.68,.60), (.35,.42,.45)), (-.10, .26)),
@@ -297,13 +322,15 @@ def _panorama(scene, height, width):
         picture += mask*(paint(colours[int(colour*len(colours))], cold + heat*(warm - cold)) - picture)
     picture += edge(y - horizon)*(paint(*floor)*(.85 + .25*np.clip(y - horizon, 0, 1)/(1 - horizon)) - picture)
     spots = torch.randn(1, 1, 24, 48, generator=generator("synthetic", "clutter", scene))
-    picture += paint([.03]*3, .015)*torch.nn.functional.interpolate(spots, (height, 4*width), mode="bilinear")[0].numpy()
+    clutter = torch.nn.functional.interpolate(spots, (height, 4*width), mode="bilinear")[0].numpy()
+    picture += paint([.03]*3, .015)*clutter
     return picture.astype(np.float32)
 
 def _scenery(f, height, width, channels):
     "The windows before which the people stand."
     start = (3*width*f["background"]).astype(np.int64)
-    return np.stack([_panorama(int(scene), height, width)[channels, :, a:a + width] for scene, a in zip(f["scene"], start)])
+    return np.stack([_panorama(int(scene), height, width)[channels, :, a:a + width]
+                     for scene, a in zip(f["scene"], start)])
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c036
 @lru_cache(maxsize=8)
@@ -325,7 +352,8 @@ def _bytes(picture): return (np.clip(picture, 0, 1)*255 + .5).astype(np.uint8)
 
 def _colours(f):
     "`(B, 3, materials)`"
-    paint = {name: np.asarray(PALETTES[f"{name}_colour"], np.float32)[f[f"{name}_colour"]] for name in ("skin", "hair", "upper", "lower", "bag")}
+    own = "skin", "hair", "upper", "lower", "bag"
+    paint = {name: np.asarray(PALETTES[f"{name}_colour"], np.float32)[f[f"{name}_colour"]] for name in own}
     paint["occluder"] = .8*np.asarray([scene[4][-1] for scene in SCENES], np.float32)[f["scene"]]
     paint["shoe"] = np.full_like(paint["skin"], .16)
     paint["texture"] = np.where(paint["upper"].mean(1, keepdims=True) > .42, -.24, .26)*np.ones_like(paint["skin"])
@@ -356,7 +384,8 @@ def _temperatures(f, ambient):
 
 def _hot_spot(col, height, width):
     def bump(n, centre, spread): return np.exp(-(((np.arange(n, dtype=np.float32) + .5)/n - centre)/spread)**2)
-    return (col["hot_spot"]*bump(height, col["hot_spot_y"], .08))[..., None]*bump(width, col["hot_spot_x"], .16)[:, None]
+    down, across = bump(height, col["hot_spot_y"], .08), bump(width, col["hot_spot_x"], .16)
+    return (col["hot_spot"]*down)[..., None]*across[:, None]
 
 def _infrared(f, height, width):
     col = {name: f[name][:, None].astype(np.float32) for name in FACTOR_GROUPS["infrared_nuisance"]}
@@ -374,10 +403,16 @@ def _columns(factors):
     "Checked factors as arrays by name: codes int64, quantities float32."
     names = [name for group in FACTOR_GROUPS.values() for name in group]
     absent = [name for name in names if name not in factors]
-    if absent: raise InputError(f"factors have no column {', '.join(absent)}: join what sample_identities and sample_captures give")
-    counts = {name: len(levels) for name, levels in (LEVELS | PALETTES).items()} | dict(scene=len(SCENES), occlusion_side=3, inversion=2)
+    if absent:
+        what = f"factors have no column {', '.join(absent)}"
+        raise InputError(f"{what}: join what sample_identities and sample_captures give")
+    counts = {name: len(levels) for name, levels in (LEVELS | PALETTES).items()}
+    counts |= dict(scene=len(SCENES), occlusion_side=3, inversion=2)
     for name, count in counts.items():
-        if not factors[name].isin(range(count)).all(): raise InputError(f"factor {name} has the code {factors[name][~factors[name].isin(range(count))].iloc[0]}: codes are whole numbers from 0 to {count - 1}")
+        odd = factors[name][~factors[name].isin(range(count))]
+        if not len(odd): continue
+        what = f"factor {name} has the code {odd.iloc[0]}"
+        raise InputError(f"{what}: codes are whole numbers from 0 to {count - 1}")
     whole = {*counts, "grain", "noise_pattern"}
     return {name: factors[name].to_numpy(np.int64 if name in whole else np.float32) for name in names}
 
@@ -395,7 +430,8 @@ def render(
     height, width = as_size((height, width))
     f, chunk = _columns(factors), chunk or max(1, 65536//(height*width))
     out = np.empty((len(factors), 3, height, width), np.uint8)
-    for i in range(0, len(out), chunk): out[i:i + chunk] = draw({name: v[i:i + chunk] for name, v in f.items()}, height, width)
+    for i in range(0, len(out), chunk):
+        out[i:i + chunk] = draw({name: v[i:i + chunk] for name, v in f.items()}, height, width)
     return torch.from_numpy(out)
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c053
@@ -407,13 +443,15 @@ class SyntheticDataset(ReIDDataset):
         image_size=(64, 32), # `(H, W)`, or one number for both
         seed: int = 0, # another seed, other people and other captures
     ):
-        if np.shape(identities) != (3,): raise InputError(f"identities {identities!r}: pass three numbers, of people in {', '.join(SPLITS)}")
+        if np.shape(identities) != (3,):
+            raise InputError(f"identities {identities!r}: pass three numbers, of people in {', '.join(SPLITS)}")
         counts = [_whole(n, f"the number of {split} identities") for n, split in zip(identities, SPLITS)]
         each = len(CAMERAS)*_whole(images_per_camera, "images_per_camera")
         identity = np.repeat(np.arange(sum(counts)), each)
         camera = np.tile(np.repeat(CAMERAS.index, images_per_camera), sum(counts))
         split = np.repeat(np.asarray(SPLITS, object), np.multiply(counts, each))
-        records = pd.DataFrame(dict(identity=identity, camera=camera, modality=CAMERAS.modality.loc[camera].to_numpy(), split=split))
+        modality = CAMERAS.modality.loc[camera].to_numpy()
+        records = pd.DataFrame(dict(identity=identity, camera=camera, modality=modality, split=split))
         super().__init__("synthetic", as_size(image_size), records, Protocol())
         people = sample_identities(sum(counts), seed).loc[identity].reset_index(drop=True)
         self.factors = pd.concat([people, sample_captures(camera, seed)], axis=1)
@@ -437,8 +475,9 @@ def factor_matcher_distances(
     gallery: pd.DataFrame, # `(G, …)` factors
     columns: tuple = FACTOR_GROUPS["shared_identity"], # what the matcher is told
 ) -> torch.Tensor: # `(Q, G)` float32, how many of these factors differ
-    "Hamming distance of true factors. With the shared identity it is the matcher that no image-based one can beat across modalities."
+    "Hamming distance of true factors; with the shared identity no image-based matcher can beat it across modalities."
     absent = [name for name in columns if name not in query or name not in gallery]
-    if absent or not len(columns): raise InputError(f"no factor {', '.join(absent) or 'named'}: pass columns of the dataset's factors")
+    if absent or not len(columns):
+        raise InputError(f"no factor {', '.join(absent) or 'named'}: pass columns of the dataset's factors")
     a, b = (torch.tensor(f[list(columns)].to_numpy()) for f in (query, gallery))
     return sum((a[:, None, i] != b[None, :, i]).float() for i in range(len(columns)))

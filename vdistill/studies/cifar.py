@@ -25,7 +25,7 @@ from ..reid.checkpoints import STATE, WEIGHTS, load_state, load_weights, save_ch
 from ..core import InputError, generator, half_width, seeded
 from ..reid.evaluation import run_columns
 from ..knowledge_distillation import CRD, KD, VID, VSD, Outputs
-from ..reid.training import pick_device, write_csv
+from ..reid.runs import pick_device, write_csv
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c006
 def _as_bytes(text, encoding="latin1"): return text.encode("latin1") # how Python 3 writes bytes into an old pickle
@@ -37,7 +37,8 @@ SAFE = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codec
 class PlainUnpickler(pickle.Unpickler):
     "Arrays, numbers, strings and plain containers; nothing is imported, nothing else is called."
     def find_class(self, module, name):
-        if (module, name) not in SAFE: raise pickle.UnpicklingError(f"asks for {module}.{name}, which images do not need")
+        if (module, name) not in SAFE:
+            raise pickle.UnpicklingError(f"asks for {module}.{name}, which images do not need")
         return SAFE[module, name]
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c007
@@ -51,14 +52,19 @@ class Cifar100(NamedTuple):
     test_labels: Tensor # `(M,)`
 
     def to(self, device): return Cifar100(*(t.to(device) for t in self))
-    def name(self) -> str: return "cifar100" if (len(self.labels), len(self.test_labels)) == (50_000, 10_000) else f"{len(self.labels)} training images"
+
+    def name(self) -> str:
+        official = (len(self.labels), len(self.test_labels)) == (50_000, 10_000)
+        return "cifar100" if official else f"{len(self.labels)} training images"
 
 def read_cifar100(
     path, # the folder `cifar-100-python`, the folder that holds it, or `cifar-100-python.tar.gz`
 ) -> Cifar100: # on the CPU
     "The official python version of CIFAR-100."
     path = Path(path).expanduser()
-    if not path.exists(): raise InputError(f"no CIFAR-100 at {path}: pass the folder {FOLDER}, the folder that holds it, or {FOLDER}.tar.gz")
+    if not path.exists():
+        raise InputError(f"no CIFAR-100 at {path}: pass the folder {FOLDER}, the folder that holds it, "
+            f"or {FOLDER}.tar.gz")
     return Cifar100(*(t for part in ("train", "test") for t in _part(path, part)))
 
 def _part(path, part): # images and labels
@@ -67,22 +73,33 @@ def _part(path, part): # images and labels
     try:
         table = PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
         data, labels = table["data"], table["fine_labels"]
-    except pickle.UnpicklingError as e: raise InputError(f"{where} was not opened ({e}): get CIFAR-100's python version again") from None
-    except Exception as e: raise InputError(f"{where} is no file of CIFAR-100's python version ({type(e).__name__}): get it again") from None # damaged bytes can fail in any way
+    except pickle.UnpicklingError as e:
+        raise InputError(f"{where} was not opened ({e}): get CIFAR-100's python version again") from None
+    except Exception as e: # damaged bytes can fail in any way
+        raise InputError(
+            f"{where} is no file of CIFAR-100's python version ({type(e).__name__}): get it again") from None
     shape = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or not len(data): raise InputError(f"{where} holds images as {shape}; needed: uint8 (N, 3072)")
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(y) is int and 0 <= y < 100 for y in labels): raise InputError(f"{where} has no list of {len(data)} fine labels between 0 and 99")
+    if (not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072
+            or not len(data)):
+        raise InputError(f"{where} holds images as {shape}; needed: uint8 (N, 3072)")
+    if (not isinstance(labels, list) or len(labels) != len(data)
+            or not all(type(y) is int and 0 <= y < 100 for y in labels)):
+        raise InputError(f"{where} has no list of {len(data)} fine labels between 0 and 99")
     return torch.from_numpy(data.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
 
 def _read_bytes(path, part): # what people call it, and what it holds
     if path.is_dir():
         file = (path/FOLDER if (path/FOLDER).is_dir() else path)/part
-        if not file.is_file(): raise InputError(f"{file} is missing: pass the folder {FOLDER}, the folder that holds it, or {FOLDER}.tar.gz")
+        if not file.is_file():
+            raise InputError(f"{file} is missing: pass the folder {FOLDER}, the folder that holds it, "
+                f"or {FOLDER}.tar.gz")
         return file, file.read_bytes()
     try:
         with tarfile.open(path) as archive: return f"{part} in {path}", archive.extractfile(f"{FOLDER}/{part}").read()
-    except KeyError: raise InputError(f"{path} holds no {FOLDER}/{part}: pass {FOLDER}.tar.gz as it was downloaded") from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error, AttributeError): raise InputError(f"{path} is no whole tar.gz archive: download {FOLDER}.tar.gz again") from None
+    except KeyError:
+        raise InputError(f"{path} holds no {FOLDER}/{part}: pass {FOLDER}.tar.gz as it was downloaded") from None
+    except (tarfile.TarError, EOFError, OSError, zlib.error, AttributeError):
+        raise InputError(f"{path} is no whole tar.gz archive: download {FOLDER}.tar.gz again") from None
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c009
 def fake_cifar100(
@@ -96,8 +113,11 @@ def fake_cifar100(
     for part, n in dict(train=images, test=images//2).items():
         labels = torch.randint(10, (n,), generator=rng)
         pixels = (.8*patterns[labels] + .2*torch.rand(n, 3, 32, 32, generator=rng)).mul(255).byte()
-        _dump(Path(folder)/FOLDER/part, dict(data=pixels.flatten(1).numpy(), fine_labels=labels.tolist(), coarse_labels=[0]*n, filenames=[f"{i}.png" for i in range(n)], batch_label="invented"))
-    _dump(Path(folder)/FOLDER/"meta", dict(fine_label_names=[f"class {i}" for i in range(100)], coarse_label_names=["all"]))
+        _dump(Path(folder)/FOLDER/part, dict(
+            data=pixels.flatten(1).numpy(), fine_labels=labels.tolist(), coarse_labels=[0]*n,
+            filenames=[f"{i}.png" for i in range(n)], batch_label="invented"))
+    names = [f"class {i}" for i in range(100)]
+    _dump(Path(folder)/FOLDER/"meta", dict(fine_label_names=names, coarse_label_names=["all"]))
     return Path(folder)
 
 def _dump(path, table):
@@ -126,9 +146,12 @@ def normalise(
     return (images.float()/255 - mean)/std
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c014
-def unit(i: int, o: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True, bias: bool = False) -> nn.Sequential:
+def unit(
+    i: int, o: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True, bias: bool = False
+) -> nn.Sequential:
     "Convolution, batch norm, ReLU."
-    return nn.Sequential(nn.Conv2d(i, o, kernel, stride, kernel//2, groups=groups, bias=bias), nn.BatchNorm2d(o), *[nn.ReLU(inplace=True)]*relu)
+    return nn.Sequential(nn.Conv2d(i, o, kernel, stride, kernel//2, groups=groups, bias=bias), nn.BatchNorm2d(o),
+        *([nn.ReLU(inplace=True)] if relu else []))
 
 class Join(nn.Module):
     "Two branches of one input, added or put side by side."
@@ -144,11 +167,13 @@ class Join(nn.Module):
 # A block makes `o` channels out of `i`; stride 2 halves the sides.
 def _same(i, o, stride): return nn.Identity() if i == o and stride == 1 else unit(i, o, 1, stride, relu=False)
 
-def basic(i, o, stride): return Join(nn.Sequential(unit(i, o, 3, stride), unit(o, o, relu=False)), _same(i, o, stride), relu=True)
+def basic(i, o, stride):
+    return Join(nn.Sequential(unit(i, o, 3, stride), unit(o, o, relu=False)), _same(i, o, stride), relu=True)
 
 def bottleneck(i, o, stride):
     "A quarter of the channels inside."
-    return Join(nn.Sequential(unit(i, o//4, 1), unit(o//4, o//4, 3, stride), unit(o//4, o, 1, relu=False)), _same(i, o, stride), relu=True)
+    main = nn.Sequential(unit(i, o//4, 1), unit(o//4, o//4, 3, stride), unit(o//4, o, 1, relu=False))
+    return Join(main, _same(i, o, stride), relu=True)
 
 def wide(i, o, stride):
     "Norm and ReLU come first, and stand before both branches where the shape changes."
@@ -163,14 +188,17 @@ def plain(i, o, stride):
 
 def inverted(i, o, stride, times=6):
     "Wide inside, a convolution for each channel there, narrow at both ends."
-    main = nn.Sequential(unit(i, times*i, 1), unit(times*i, times*i, 3, stride, groups=times*i), unit(times*i, o, 1, relu=False))
+    main = nn.Sequential(
+        unit(i, times*i, 1), unit(times*i, times*i, 3, stride, groups=times*i), unit(times*i, o, 1, relu=False))
     return Join(main, nn.Identity()) if i == o and stride == 1 else main
 
 def shuffled(i, o, stride, groups=3):
-    "Grouped convolutions; channels change groups in between; where sides are halved, the input is put beside the result."
+    "Grouped convolutions; channels change groups in between; where sides are halved, the input goes beside the result."
     new, first = o - i*(stride == 2), 1 if i == 24 else groups
-    main = nn.Sequential(unit(i, new//4, 1, groups=first), nn.ChannelShuffle(first), unit(new//4, new//4, 3, stride, groups=new//4), unit(new//4, new, 1, groups=groups, relu=False))
-    return Join(main, nn.AvgPool2d(3, 2, 1), relu=True, add=False) if stride == 2 else Join(main, nn.Identity(), relu=True)
+    main = nn.Sequential(unit(i, new//4, 1, groups=first), nn.ChannelShuffle(first),
+        unit(new//4, new//4, 3, stride, groups=new//4), unit(new//4, new, 1, groups=groups, relu=False))
+    if stride == 2: return Join(main, nn.AvgPool2d(3, 2, 1), relu=True, add=False)
+    return Join(main, nn.Identity(), relu=True)
 
 def split(i, o, stride):
     "torchvision's block of ShuffleNetV2: half of the channels pass, then all are shuffled."
@@ -180,15 +208,25 @@ def split(i, o, stride):
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c016
 def _stages(n, *widths): return [(w, n, 1 + (k > 0)) for k, w in enumerate(widths)]
 
-NETWORKS = { # name -> (stem or None, its channels, block, stages of (channels, blocks, stride of the first), what follows or None, features)
-    **{f"resnet{d}": (lambda: unit(3, 16), 16, basic, _stages((d - 2)//6, 16, 32, 64), None, 64) for d in (20, 32, 56, 110)},
+# name -> (stem or None, its channels, block, stages of (channels, blocks, stride of the first),
+#     what follows or None, features)
+NETWORKS = {
+    **{f"resnet{d}": (lambda: unit(3, 16), 16, basic, _stages((d - 2)//6, 16, 32, 64), None, 64)
+        for d in (20, 32, 56, 110)},
     **{f"resnet{d}x4": (lambda: unit(3, 32), 32, basic, _stages((d - 2)//6, 64, 128, 256), None, 256) for d in (8, 32)},
-    "ResNet50": (lambda: unit(3, 64), 64, bottleneck, [(256, 3, 1), (512, 4, 2), (1024, 6, 2), (2048, 3, 2)], None, 2048),
-    **{f"wrn{d}-{w}": (lambda: nn.Conv2d(3, 16, 3, 1, 1, bias=False), 16, wide, _stages((d - 4)//6, 16*w, 32*w, 64*w), lambda w=w: nn.Sequential(nn.BatchNorm2d(64*w), nn.ReLU()), 64*w) for d, w in ((16, 2), (40, 1), (40, 2))},
-    **{f"vgg{d}": (None, 3, plain, [(64, n, 1), (128, n, 2), (256, n, 2), (512, n, 2), (512, n, 1)], None, 512) for d, n in ((8, 1), (13, 2))},
-    "MobileNetV2": (lambda: nn.Sequential(unit(3, 16, 3, 2), inverted(16, 8, 1, times=1)), 8, inverted, [(12, 2, 1), (16, 3, 2), (32, 4, 2), (48, 3, 1), (80, 3, 2), (160, 1, 1)], lambda: unit(160, 1280, 1), 1280),
+    "ResNet50": (
+        lambda: unit(3, 64), 64, bottleneck, [(256, 3, 1), (512, 4, 2), (1024, 6, 2), (2048, 3, 2)], None, 2048),
+    **{f"wrn{d}-{w}": (
+        lambda: nn.Conv2d(3, 16, 3, 1, 1, bias=False), 16, wide, _stages((d - 4)//6, 16*w, 32*w, 64*w),
+        lambda w=w: nn.Sequential(nn.BatchNorm2d(64*w), nn.ReLU()), 64*w) for d, w in ((16, 2), (40, 1), (40, 2))},
+    **{f"vgg{d}": (None, 3, plain, [(64, n, 1), (128, n, 2), (256, n, 2), (512, n, 2), (512, n, 1)], None, 512)
+        for d, n in ((8, 1), (13, 2))},
+    "MobileNetV2": (
+        lambda: nn.Sequential(unit(3, 16, 3, 2), inverted(16, 8, 1, times=1)), 8, inverted,
+        [(12, 2, 1), (16, 3, 2), (32, 4, 2), (48, 3, 1), (80, 3, 2), (160, 1, 1)], lambda: unit(160, 1280, 1), 1280),
     "ShuffleNetV1": (lambda: unit(3, 24, 1), 24, shuffled, [(240, 4, 2), (480, 8, 2), (960, 4, 2)], None, 960),
-    "ShuffleNetV2": (lambda: unit(3, 24, 1), 24, split, [(116, 4, 2), (232, 8, 2), (464, 4, 2)], lambda: unit(464, 1024, 1), 1024),
+    "ShuffleNetV2": (
+        lambda: unit(3, 24, 1), 24, split, [(116, 4, 2), (232, 8, 2), (464, 4, 2)], lambda: unit(464, 1024, 1), 1024),
 }
 
 class Network(nn.Module):
@@ -203,7 +241,8 @@ class Network(nn.Module):
         layers = [stem()] if stem else []
         for o, n, stride in stages:
             for k in range(n): layers.append(block(i, o, 1 if k else stride)); i = o
-        self.body, self.classifier = nn.Sequential(*layers, *[tail()] if tail else []), nn.Linear(self.features, classes)
+        self.body = nn.Sequential(*layers, *[tail()] if tail else [])
+        self.classifier = nn.Linear(self.features, classes)
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
@@ -228,12 +267,18 @@ def learning_rate(
     epochs: int = EPOCHS, # of the run
 ) -> float:
     "0.05 or 0.01, a tenth of it after 5/8, 6/8 and 7/8 of the epochs (150, 180 and 210 of 240)."
-    return (.01 if name in ("MobileNetV2", "ShuffleNetV1", "ShuffleNetV2") else .05)*.1**sum(8*epoch >= k*epochs for k in (5, 6, 7))
+    first = .01 if name in ("MobileNetV2", "ShuffleNetV1", "ShuffleNetV2") else .05
+    return first*.1**sum(8*epoch >= k*epochs for k in (5, 6, 7))
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c024
-def _contrastive(bound): return lambda s, t, labels, alpha, seed: CRD(s, t, labels, bound, alpha if bound == "ml_cpc" else 1., negatives=16384, temperature=.07, embedding=128, momentum=.5, seed=seed)
+def _contrastive(bound):
+    return lambda s, t, labels, alpha, seed: CRD(
+        s, t, labels, bound, alpha if bound == "ml_cpc" else 1., negatives=16384, temperature=.07, embedding=128,
+        momentum=.5, seed=seed)
 
-METHODS = { # name -> (weight of cross-entropy, weight of the loss from the teacher's feature count, loss from feature counts, labels, α and seed)
+# name -> (weight of cross-entropy, weight of the loss from the teacher's feature count,
+#     loss from feature counts, labels, α and seed)
+METHODS = {
     "labels": (1., lambda t: 0., None),
     "kd": (.1, lambda t: .9, lambda s, t, labels, alpha, seed: KD(4.)),
     "vsd": (1., lambda t: 1., lambda s, t, labels, alpha, seed: VSD()),
@@ -268,8 +313,10 @@ def make_lesson(
     "A method's losses and weights."
     ours, theirs, make = METHODS[method]
     if make is None: return Lesson()
-    with seeded("loss", method, seed=seed): loss = make(NETWORKS[student][-1], teacher.features, labels.cpu(), alpha, seed)
-    return Lesson(ours, theirs(teacher.features) if weight is None else weight, loss.to(labels.device), teacher.eval().requires_grad_(False))
+    with seeded("loss", method, seed=seed):
+        loss = make(NETWORKS[student][-1], teacher.features, labels.cpu(), alpha, seed)
+    return Lesson(ours, theirs(teacher.features) if weight is None else weight, loss.to(labels.device),
+        teacher.eval().requires_grad_(False))
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c026
 def stream(*key, seed: int, device) -> torch.Generator: # on the device
@@ -306,7 +353,8 @@ def accuracy(
 ) -> float: # percent
     "Share of test images that are named rightly."
     network.eval()
-    right = sum((network(normalise(x)).logits.argmax(1) == y).sum() for x, y in zip(data.test_images.split(500), data.test_labels.split(500)))
+    batches = zip(data.test_images.split(500), data.test_labels.split(500))
+    right = sum((network(normalise(x)).logits.argmax(1) == y).sum() for x, y in batches)
     return 100*float(right)/len(data.test_labels)
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c027
@@ -328,14 +376,18 @@ def train(
     if "learned" in state: learned.load_state_dict(state["learned"]); optimizer.load_state_dict(state["optimizer"])
     elif start: load_weights(folder, network) # finished
     steps = -(-len(data.labels)//BATCH)
-    with tqdm(total=epochs*steps, initial=start*steps, desc=Path(folder).name, unit="step", disable=not progress) as bar:
+    with tqdm(total=epochs*steps, initial=start*steps, desc=Path(folder).name, unit="step",
+            disable=not progress) as bar:
         for epoch in range(start, epochs):
             started = time.perf_counter()
             for group in optimizer.param_groups: group["lr"] = learning_rate(name, epoch, epochs)
             loss = train_epoch(network, data, lesson, optimizer, epoch, seed, bar)
-            if not math.isfinite(loss): raise InputError(f"{Path(folder).name}: the loss became {loss} in epoch {epoch}; pass a smaller --weight, or another seed")
+            if not math.isfinite(loss):
+                raise InputError(f"{Path(folder).name}: the loss became {loss} in epoch {epoch}; "
+                    "pass a smaller --weight, or another seed")
             seconds += time.perf_counter() - started
-            save_state(folder, dict(epoch=epoch + 1, seconds=seconds, learned=learned.state_dict(), optimizer=optimizer.state_dict()))
+            save_state(folder, dict(
+                epoch=epoch + 1, seconds=seconds, learned=learned.state_dict(), optimizer=optimizer.state_dict()))
             bar.set_postfix(loss=f"{loss:.3f}")
     save_checkpoint(folder, network, dict(epoch=epochs, seconds=seconds))
     return network, seconds
@@ -347,26 +399,39 @@ def read_weights(
 ) -> Network: # on the CPU
     "A network with weights out of a file."
     path, network = Path(path).expanduser(), Network(name)
-    if not path.is_file(): raise InputError(f"no weight file {path}: pass a .safetensors or .pt file of {name}, or leave --teacher out to train one")
+    if not path.is_file():
+        raise InputError(f"no weight file {path}: pass a .safetensors or .pt file of {name}, "
+            "or leave --teacher out to train one")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors": state = load_file(path)
+        else: state = torch.load(path, map_location="cpu", weights_only=True)
         state = {k: v for k, v in state.get("model", state).items() if "num_batches" not in k}
-    except Exception as e: raise InputError(f"{path} holds no weights ({type(e).__name__}): pass tensors by name, in a .safetensors or a torch file") from None
+    except Exception as e:
+        raise InputError(f"{path} holds no weights ({type(e).__name__}): "
+            "pass tensors by name, in a .safetensors or a torch file") from None
     own = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
-    if state.keys() != own.keys(): state = dict(zip(own, state.values())) if len(state) == len(own) and path.suffix != ".safetensors" else {}
+    if state.keys() != own.keys():
+        in_order = len(state) == len(own) and path.suffix != ".safetensors"
+        state = dict(zip(own, state.values())) if in_order else {}
     odd = [k for k, v in own.items() if getattr(state.get(k), "shape", None) != v.shape]
-    if odd: raise InputError(f"{path} does not fit {name}: {len(odd)} of {len(own)} tensors are missing or have other shapes, the first for {odd[0]}")
+    if odd:
+        raise InputError(f"{path} does not fit {name}: {len(odd)} of {len(own)} tensors are missing "
+            f"or have other shapes, the first for {odd[0]}")
     network.load_state_dict(state, strict=False)
     return network
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c031
 KEY = ("dataset", "teacher", "student", "method", "alpha", "weight", "seed", "epochs")
 
-def make_key(dataset: str, student: str, method: str = "labels", teacher: str = "none", alpha: float = .1, weight: float|None = None, seed: int = 0, epochs: int = EPOCHS) -> dict:
+def make_key(
+    dataset: str, student: str, method: str = "labels", teacher: str = "none", alpha: float = .1,
+    weight: float|None = None, seed: int = 0, epochs: int = EPOCHS
+) -> dict:
     "What a run is; without what its method does not ask for."
     if method == "labels": teacher, weight = "none", 0.
     elif weight is None: weight = METHODS[method][1](NETWORKS[teacher][-1])
-    return dict(dataset=dataset, teacher=teacher, student=student, method=method, alpha=float(alpha) if method == "ml_crd" else None, weight=float(weight), seed=seed, epochs=epochs)
+    return dict(dataset=dataset, teacher=teacher, student=student, method=method,
+        alpha=float(alpha) if method == "ml_crd" else None, weight=float(weight), seed=seed, epochs=epochs)
 
 def read_rows(
     path, # FILE.csv; need not be there
@@ -375,7 +440,8 @@ def read_rows(
     path = Path(path)
     if not path.is_file(): return pd.DataFrame(columns=[*KEY, "metric", "value", "seconds", *run_columns()])
     try: rows = pd.read_csv(path, dtype=dict(commit=str))
-    except ValueError as e: raise InputError(f"{path} is no table of results ({type(e).__name__}): name another file") from None
+    except ValueError as e:
+        raise InputError(f"{path} is no table of results ({type(e).__name__}): name another file") from None
     missing = [c for c in (*KEY, "value") if c not in rows]
     if missing: raise InputError(f"{path} holds something else (no column {missing[0]}): name another file")
     return rows
@@ -398,7 +464,9 @@ def run_folder(to, key: dict) -> Path:
 
 def write_row(to, key: dict, network: Network, data: Cifar100, seconds: float):
     "Measure a trained network and write its row, in the place of one of its kind."
-    rows, row = read_rows(to), key | dict(metric="accuracy", value=round(accuracy(network, data), 2), seconds=round(seconds, 1)) | run_columns(data.images.device)
+    rows = read_rows(to)
+    measured = dict(metric="accuracy", value=round(accuracy(network, data), 2), seconds=round(seconds, 1))
+    row = key | measured | run_columns(data.images.device)
     write_csv(to, pd.DataFrame([*rows[~alike(rows, key)].to_dict("records"), row]))
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c032
@@ -417,7 +485,8 @@ def get_teacher(
     else:
         network, seconds = read_weights(weights, name).to(data.images.device), 0.
         kept = load_weights(folder) if (folder/WEIGHTS).is_file() else None
-        if kept and any(not torch.equal(v.cpu(), kept[k]) for k, v in network.state_dict().items()): raise InputError(f"{to} already has students of another given {name}: name another file for the results")
+        if kept and any(not torch.equal(v.cpu(), kept[k]) for k, v in network.state_dict().items()):
+            raise InputError(f"{to} already has students of another given {name}: name another file for the results")
         if not kept: save_checkpoint(folder, network, dict(epoch=0, seconds=0.))
     if not alike(read_rows(to), key).any(): write_row(to, key, network, data, seconds)
     return network
@@ -439,16 +508,20 @@ def run_student(
     write_row(to, key, network, data, seconds)
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c033
-PAIRS = ("wrn40-2-wrn16-2", "wrn40-2-wrn40-1", "resnet56-resnet20", "resnet110-resnet20", "resnet110-resnet32", "resnet32x4-resnet8x4", "vgg13-vgg8", "vgg13-MobileNetV2",
-         "ResNet50-MobileNetV2", "ResNet50-vgg8", "resnet32x4-ShuffleNetV1", "resnet32x4-ShuffleNetV2", "wrn40-2-ShuffleNetV1") # TEACHER-STUDENT, as published
+# TEACHER-STUDENT, as published
+PAIRS = ("wrn40-2-wrn16-2", "wrn40-2-wrn40-1", "resnet56-resnet20", "resnet110-resnet20", "resnet110-resnet32",
+    "resnet32x4-resnet8x4", "vgg13-vgg8", "vgg13-MobileNetV2", "ResNet50-MobileNetV2", "ResNet50-vgg8",
+    "resnet32x4-ShuffleNetV1", "resnet32x4-ShuffleNetV2", "wrn40-2-ShuffleNetV1")
 
 def split_pair(
     pair: str, # TEACHER-STUDENT
 ) -> tuple: # two names of networks
     "The two networks of a pair."
     for teacher in NETWORKS:
-        if pair.startswith(f"{teacher}-") and pair[len(teacher) + 1:] in NETWORKS: return teacher, pair[len(teacher) + 1:]
-    raise InputError(f"no pair {pair!r}: write TEACHER-STUDENT with two of {', '.join(NETWORKS)}; published are {', '.join(PAIRS)}")
+        if pair.startswith(f"{teacher}-") and pair[len(teacher) + 1:] in NETWORKS:
+            return teacher, pair[len(teacher) + 1:]
+    raise InputError(f"no pair {pair!r}: write TEACHER-STUDENT with two of {', '.join(NETWORKS)}; "
+        f"published are {', '.join(PAIRS)}")
 
 def run_pairs(
     data, # path of CIFAR-100's python version: its folder, the folder that holds it, or the .tar.gz
@@ -470,18 +543,26 @@ def run_pairs(
     data = read_cifar100(data).to(pick_device(device))
     for name, student in pairs:
         for method in methods:
-            for seed in range(seeds): run_student(make_key(data.name(), student, method, name, alpha, weight, seed, epochs), data, to, teacher, progress)
+            for seed in range(seeds):
+                run_student(make_key(data.name(), student, method, name, alpha, weight, seed, epochs),
+                    data, to, teacher, progress)
     return read_rows(to)
 
 def _check(to, pairs, methods, alpha, weight, seeds, epochs, teacher):
     if to.suffix != ".csv": raise InputError(f"{to}: name a file that ends in .csv")
-    if to.with_suffix("").is_file(): raise InputError(f"{to.with_suffix('')} is a file, and weights would go to a folder of that name: name another file than {to}")
+    if to.with_suffix("").is_file():
+        raise InputError(f"{to.with_suffix('')} is a file, and weights would go to a folder of that name: "
+            f"name another file than {to}")
     for m in methods:
         if m not in METHODS: raise InputError(f"no method {m!r}: choose from {', '.join(METHODS)}, or all")
-    if not 0 < alpha < 16385: raise InputError(f"alpha={alpha}: must be above 0 and below 16385, the number of candidates")
-    if weight is not None and not (math.isfinite(weight) and weight > 0): raise InputError(f"weight={weight}: must be above 0, or be left out for the recipe's")
+    if not 0 < alpha < 16385:
+        raise InputError(f"alpha={alpha}: must be above 0 and below 16385, the number of candidates")
+    if weight is not None and not (math.isfinite(weight) and weight > 0):
+        raise InputError(f"weight={weight}: must be above 0, or be left out for the recipe's")
     if seeds < 1 or epochs < 1: raise InputError(f"seeds={seeds}, epochs={epochs}: both must be at least 1")
-    if teacher is not None and len({t for t, _ in pairs}) > 1: raise InputError(f"{teacher} is one teacher, and the pairs have {len({t for t, _ in pairs})}: name pairs with the same one")
+    if teacher is not None and len({t for t, _ in pairs}) > 1:
+        raise InputError(f"{teacher} is one teacher, and the pairs have {len({t for t, _ in pairs})}: "
+            "name pairs with the same one")
     read_rows(to)
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c034

@@ -21,13 +21,14 @@ from ..information import Table
 
 # %% ../../nbs/experiments/claims.ipynb #c006
 class Systems:
-    "Many joint probability tables over the same variables, in float64; every information is a vector with an entry a system."
+    "Many joint probability tables over the same variables, in float64; an information is a vector, an entry a system."
     def __init__(self,
         p: Tensor, # `(n, ...)`, each `p[i]` sums to one
         names, # a name for each further axis: `"y v z"` or a sequence
     ):
         self.p, self.names, self._entropies = p.double(), tuple(names.split() if isinstance(names, str) else names), {}
-        if p.ndim != len(self.names) + 1: raise InputError(f"{len(self.names)} names {self.names} for tables of shape {tuple(p.shape[1:])}")
+        if p.ndim != len(self.names) + 1:
+            raise InputError(f"{len(self.names)} names {self.names} for tables of shape {tuple(p.shape[1:])}")
 
     def __len__(self): return len(self.p)
 
@@ -35,7 +36,8 @@ class Systems:
 
     def marginal(self, names: str) -> Tensor: # `(n, ...)`, axes in the order asked for
         "The joint of some variables."
-        if unknown := set(names.split()) - set(self.names): raise InputError(f"no variable {', '.join(sorted(unknown))} in systems over {' '.join(self.names)}")
+        if unknown := set(names.split()) - set(self.names):
+            raise InputError(f"no variable {', '.join(sorted(unknown))} in systems over {' '.join(self.names)}")
         letter = dict(zip(self.names, map(chr, range(97, 123))))
         return torch.einsum(f"A{''.join(letter.values())}->A{''.join(letter[n] for n in names.split())}", self.p)
 
@@ -45,14 +47,15 @@ class Systems:
 
     def _joint(self, names): # each joint entropy is computed once
         key = frozenset(names.split())
-        if key not in self._entropies: self._entropies[key] = torch.special.entr(self.marginal(" ".join(sorted(key)))).flatten(1).sum(1)
+        if key not in self._entropies:
+            self._entropies[key] = torch.special.entr(self.marginal(" ".join(sorted(key)))).flatten(1).sum(1)
         return self._entropies[key]
 
     def I(self, a: str, b: str, given: str = "") -> Tensor: # `(n,)`, nats
         "Informations I(a; b | given)."
         return self.H(a, given) - self.H(a, f"{b} {given}")
 
-    def posterior(self, target: str, given: str) -> Tensor: # `(n, given, target)`; zeros where the condition is impossible
+    def posterior(self, target: str, given: str) -> Tensor: # `(n, given, target)`; zeros at impossible conditions
         "p(target | given) of two single variables."
         pair = self.marginal(f"{given} {target}")
         total = pair.sum(2, keepdim=True)
@@ -90,14 +93,17 @@ class Family:
     ):
         self.factors = [tuple(part.split() for part in f"{f}|".split("|")[:2]) for f in factors.split(",")]
         self.text, self.sizes, self.names = factors, sizes, [n for target, _ in self.factors for n in target]
-        if missing := [n for n in self.names if n not in sizes]: raise InputError(f"say how many values {', '.join(missing)} may take: Family({factors!r}, {missing[0]}=2, ...)")
+        if missing := [n for n in self.names if n not in sizes]:
+            raise InputError(f"say how many values {', '.join(missing)} may take: "
+                f"Family({factors!r}, {missing[0]}=2, ...)")
         self.allowed = [self._allowed((support or {}).get(" ".join(t)), t, g) for t, g in self.factors]
 
     def _shape(self, names): return tuple(self.sizes[n] for n in names)
 
     def _allowed(self, support, target, given): # `(rows, outcomes)`
         rows, outcomes = math.prod(self._shape(given)), math.prod(self._shape(target))
-        return torch.ones(rows, outcomes, dtype=torch.bool) if support is None else torch.as_tensor(np.asarray(support, bool)).reshape(rows, outcomes)
+        if support is None: return torch.ones(rows, outcomes, dtype=torch.bool)
+        return torch.as_tensor(np.asarray(support, bool)).reshape(rows, outcomes)
 
     def build(self,
         rows: list, # for each factor `(n, given, target)`, both flattened, each row a distribution
@@ -166,7 +172,8 @@ def simple_systems(
     limit: int = 200_000, # more systems than this raise
 ) -> Systems:
     "All systems of a family whose every conditional is certain or a fair coin between two outcomes."
-    choices = [[torch.stack(rows) for rows in itertools.product(*map(_simple_rows, allowed))] for allowed in family.allowed]
+    choices = [[torch.stack(rows) for rows in itertools.product(*map(_simple_rows, allowed))]
+        for allowed in family.allowed]
     count = math.prod(map(len, choices))
     if count > limit: raise InputError(f"{count} systems are more than {limit}: take fewer values for each variable")
     pick = torch.cartesian_prod(*(torch.arange(len(c)) for c in choices)).reshape(count, -1)
@@ -181,7 +188,7 @@ def smallest_counterexample(
     family: Family, # small: two values a variable
     such_that=None, # only systems where this function of `Systems` gives True
 ) -> Table|None: # None if there is none
-    "Among the simple systems with a positive gap one with the fewest outcomes, and of these the one with the largest gap."
+    "Of the simple systems with a positive gap one with the fewest outcomes, and of these the one with the largest gap."
     systems = simple_systems(family)
     gaps = gap(systems).nan_to_num(posinf=1e3)
     bad = (gaps > TOLERANCE) & (torch.tensor(True) if such_that is None else such_that(systems))
@@ -234,8 +241,10 @@ def check(
     rows = []
     for name in claim.families:
         gaps = claim.gap(FAMILIES[name].draw(n, seed))
-        rows.append(dict(claim=claim.name, statement=claim.statement, because=claim.because, systems=n, condition=name, violated=(gaps > TOLERANCE).double().mean().item(),
-                         drawn=gaps.max().item(), searched=search_violation(claim.gap, FAMILIES[name], seed=seed, **search)[0]))
+        rows.append(dict(
+            claim=claim.name, statement=claim.statement, because=claim.because, systems=n, condition=name,
+            violated=(gaps > TOLERANCE).double().mean().item(), drawn=gaps.max().item(),
+            searched=search_violation(claim.gap, FAMILIES[name], seed=seed, **search)[0]))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiments/claims.ipynb #c020
@@ -244,7 +253,8 @@ def verdict(
 ) -> str: # "holds always" (in all families tested), "holds if …" or "fails"
     "What the measured gaps say of a claim."
     holds = rows[["drawn", "searched"]].max(axis=1) <= TOLERANCE
-    return "holds always" if holds.all() else f"holds if: {'; '.join(rows.condition[holds])}" if holds.any() else "fails"
+    if holds.all(): return "holds always"
+    return f"holds if: {'; '.join(rows.condition[holds])}" if holds.any() else "fails"
 
 def verdicts(
     rows: pd.DataFrame, # of `check`, any number of claims
@@ -254,13 +264,17 @@ def verdicts(
     for name, part in rows.groupby("claim", sort=False):
         worst, c = part[["drawn", "searched"]].max(axis=None), CLAIMS.get(name)
         example = smallest_counterexample(c.gap, c.small, c.such_that) if c and c.small and worst > TOLERANCE else None
-        table.append(dict(claim=name, statement=part.statement.iloc[0], verdict=verdict(part), proof="" if verdict(part) == "fails" else part.because.iloc[0], systems=part.systems.sum(), violation=worst if worst > TOLERANCE else 0.0,
-                          counterexample="" if example is None else _in_a_line(example)))
+        table.append(dict(
+            claim=name, statement=part.statement.iloc[0], verdict=verdict(part),
+            proof="" if verdict(part) == "fails" else part.because.iloc[0], systems=part.systems.sum(),
+            violation=worst if worst > TOLERANCE else 0.0,
+            counterexample="" if example is None else _in_a_line(example)))
     return pd.DataFrame(table)
 
 def _in_a_line(table):
-    frame = outcomes(table)
-    return f"{''.join(f'({n})' if len(n) > 1 else n for n in table.names)}: " + ", ".join(f"{''.join(map(str, row[:-1]))} {row[-1]}" for row in frame.itertuples(index=False))
+    names = "".join(f"({n})" if len(n) > 1 else n for n in table.names)
+    rows = [f"{''.join(map(str, row[:-1]))} {row[-1]}" for row in outcomes(table).itertuples(index=False)]
+    return f"{names}: {', '.join(rows)}"
 
 # %% ../../nbs/experiments/claims.ipynb #c023
 FAMILIES["y → x → v → z"] = Family("y, x|y, v|x, z|v", y=2, x=3, v=3, z=3)
@@ -272,18 +286,26 @@ def lost(s: Systems, v: str = "v", z: str = "z") -> Tensor:
     "I(v;y) - I(z;y), the objective of (7); z is sufficient (4) where it is zero."
     return s.I(v, "y") - s.I(z, "y")
 
-claim("(4)", "I(v;y) − I(z;y) = I(v;y|z): sufficient iff z screens v off from y", lambda s: (lost(s) - s.I("v", "y", "z")).abs(), *_ONE, small=_PEEKING, because="chain rule of I(v z;y), I(z;y|v) = 0")
-claim("(5)", "I(v;z) = I(z;y) + I(v;z|y)", lambda s: (s.I("v", "z") - s.I("z", "y") - s.I("v", "z", "y")).abs(), *_ONE, small=_PEEKING, because="chain rule of I(v y;z), I(z;y|v) = 0")
-claim("(6)", "I(v;z) ≤ I(v;y) + I(v;z|y)", lambda s: s.I("v", "z") - s.I("v", "y") - s.I("v", "z", "y"), *_ONE, because="I(v;z) ≤ I(v;y z), chain rule")
-claim("(6), slack", "the slack of (6) is I(v;y|z): equality iff v holds no label information beyond z", lambda s: (s.I("v", "y") + s.I("v", "z", "y") - s.I("v", "z") - s.I("v", "y", "z")).abs(), *_ONE, because="chain rule of I(v;y z)")
+claim("(4)", "I(v;y) − I(z;y) = I(v;y|z): sufficient iff z screens v off from y",
+    lambda s: (lost(s) - s.I("v", "y", "z")).abs(), *_ONE, small=_PEEKING,
+    because="chain rule of I(v z;y), I(z;y|v) = 0")
+claim("(5)", "I(v;z) = I(z;y) + I(v;z|y)", lambda s: (s.I("v", "z") - s.I("z", "y") - s.I("v", "z", "y")).abs(),
+    *_ONE, small=_PEEKING, because="chain rule of I(v y;z), I(z;y|v) = 0")
+claim("(6)", "I(v;z) ≤ I(v;y) + I(v;z|y)", lambda s: s.I("v", "z") - s.I("v", "y") - s.I("v", "z", "y"), *_ONE,
+    because="I(v;z) ≤ I(v;y z), chain rule")
+claim("(6), slack", "the slack of (6) is I(v;y|z): equality iff v holds no label information beyond z",
+    lambda s: (s.I("v", "y") + s.I("v", "z", "y") - s.I("v", "z") - s.I("v", "y", "z")).abs(), *_ONE,
+    because="chain rule of I(v;y z)")
 
 # %% ../../nbs/experiments/claims.ipynb #c028
 FAMILIES["two encoders of one v"] = Family("y, v|y, z|v, w|v", y=2, v=4, z=3, w=3)
 
 claim("(7) and I(v;z|y)", "the encoder that loses less, I(v;y) − I(z;y), also carries less, I(v;z|y)",
-      lambda s: torch.minimum(lost(s, z="w") - lost(s, z="z"), s.I("v", "z", "y") - s.I("v", "w", "y")), "two encoders of one v", small=Family("y, v|y, z|v, w|v", y=2, v=2, z=2, w=2))
+    lambda s: torch.minimum(lost(s, z="w") - lost(s, z="z"), s.I("v", "z", "y") - s.I("v", "w", "y")),
+    "two encoders of one v", small=Family("y, v|y, z|v, w|v", y=2, v=2, z=2, w=2))
 claim("(7), I(v;z) held fixed", "I(v;z|y) = [I(v;y) − I(z;y)] + I(v;z) − I(v;y): they fall together at fixed I(v;z)",
-      lambda s: (s.I("v", "z", "y") - lost(s) - s.I("v", "z") + s.I("v", "y")).abs(), *_ONE, small=_PEEKING, because="(5)")
+    lambda s: (s.I("v", "z", "y") - lost(s) - s.I("v", "z") + s.I("v", "y")).abs(), *_ONE, small=_PEEKING,
+    because="(5)")
 
 # %% ../../nbs/experiments/claims.ipynb #c034
 FAMILIES["chain, classifiers a of v and b of z"] = Family("y, v|y, z|v, a|v, b|z", y=2, v=3, z=3, a=2, b=2)
@@ -294,16 +316,26 @@ def _averaged(s): # KL of the predictions averaged over all inputs
     mean = lambda a: (s.marginal(a)[:, :, None] * s.posterior("y", a)).sum(1)
     return kl(mean("v"), mean("z"))
 
-claim("Theorem 1", "I(v;y) − I(z;y) = H(y|z) − H(y|v)", lambda s: (lost(s) - s.H("y", "z") + s.H("y", "v")).abs(), *_ONE, because="H(y) cancels")
-claim("Corollary 1", "with true posteriors E KL[P_v‖P_z] = 0 makes z sufficient, I(z;y) = I(v;y)", lambda s: implies(expected(kl, s, "v", "z"), lost(s)), *_ONE, because="equal predictions have equal entropy")
-claim("Corollary 1, as an equation", "with true posteriors E KL[P_v‖P_z] = I(v;y) − I(z;y): zero is necessary too", lambda s: (expected(kl, s, "v", "z") - lost(s)).abs(), *_ONE, small=_PEEKING, because="p(y|v) = p(y|v z), definition of I(v;y|z)")
-claim("Corollary 1, two classifiers", "E KL[q_v‖q_z] = 0 makes z sufficient", lambda s: implies(expected(kl, s, "v", "z", ("a", "b")), lost(s)), "chain, classifiers a of v and b of z", small=_GUESSES)
+claim("Theorem 1", "I(v;y) − I(z;y) = H(y|z) − H(y|v)", lambda s: (lost(s) - s.H("y", "z") + s.H("y", "v")).abs(),
+    *_ONE, because="H(y) cancels")
+claim("Corollary 1", "with true posteriors E KL[P_v‖P_z] = 0 makes z sufficient, I(z;y) = I(v;y)",
+    lambda s: implies(expected(kl, s, "v", "z"), lost(s)), *_ONE, because="equal predictions have equal entropy")
+claim("Corollary 1, as an equation", "with true posteriors E KL[P_v‖P_z] = I(v;y) − I(z;y): zero is necessary too",
+    lambda s: (expected(kl, s, "v", "z") - lost(s)).abs(), *_ONE, small=_PEEKING,
+    because="p(y|v) = p(y|v z), definition of I(v;y|z)")
+claim("Corollary 1, two classifiers", "E KL[q_v‖q_z] = 0 makes z sufficient",
+    lambda s: implies(expected(kl, s, "v", "z", ("a", "b")), lost(s)),
+    "chain, classifiers a of v and b of z", small=_GUESSES)
 claim("Corollary 1, classifier on z", "E KL[P_v‖q_z] = I(v;y) − I(z;y) + E KL[P_z‖q_z]: zero makes z sufficient",
-      lambda s: (expected(kl, s, "v", "z", ("y", "b")) - lost(s) - (s.marginal("z") * kl(s.posterior("y", "z"), s.posterior("b", "z"))).sum(1)).abs(), "chain, classifiers a of v and b of z", "two classifiers, z sees y as well", small=Family("y, v|y, z|v y, b|z", y=2, v=2, z=2, b=2), because="Pythagoras: E[P_v|z] = P_z")
-claim("averaged predictions", "KL[E P_v‖E P_z] = 0 makes z sufficient", lambda s: implies(_averaged(s).clamp(min=0), lost(s)), "y → x → v → z", small=_CHAIN)
+    lambda s: (expected(kl, s, "v", "z", ("y", "b")) - lost(s)
+        - (s.marginal("z") * kl(s.posterior("y", "z"), s.posterior("b", "z"))).sum(1)).abs(),
+    "chain, classifiers a of v and b of z", "two classifiers, z sees y as well",
+    small=Family("y, v|y, z|v y, b|z", y=2, v=2, z=2, b=2), because="Pythagoras: E[P_v|z] = P_z")
+claim("averaged predictions", "KL[E P_v‖E P_z] = 0 makes z sufficient",
+    lambda s: implies(_averaged(s).clamp(min=0), lost(s)), "y → x → v → z", small=_CHAIN)
 
 # %% ../../nbs/experiments/claims.ipynb #c057
-_T = (0, 1, 1)                                                               # v = 0 shows t = 0; v = 1 and v = 2 both show t = 1
+_T = (0, 1, 1)                                                    # v = 0 shows t = 0; v = 1 and v = 2 both show t = 1
 _BOTH = shows(_T)[:, :, None] & shows(_T)[:, None, :]
 _SAME = np.array([[a == b for b in _T] for a in _T])
 _TWO = dict(y=2, v1=3, v2=3, z1=3, z2=3)
@@ -311,28 +343,43 @@ FAMILIES["any two views"] = Family("y, v1 v2|y, z1|v1, z2|v2", **_TWO)
 FAMILIES["z1 sees v1 only"] = FAMILIES["any two views"]
 FAMILIES["views independent given y"] = Family("y, v1|y, v2|y, z1|v1, z2|v2", **_TWO)
 FAMILIES["each view sufficient"] = Family("y, t|y, v1 v2|t, z1|v1, z2|v2", {"v1 v2": _BOTH}, t=2, **_TWO)
-FAMILIES["views and codes sufficient"] = Family("y, t|y, v1 v2|t, z1|v1, z2|v2", {"v1 v2": _BOTH, "z1": _SAME, "z2": _SAME}, t=2, **_TWO)
-FAMILIES["complementary views"] = Family("y, v1|y, v2|y, z1|v1, z2|v2", {"v1": shows((0, 0, 1, 1)).T, "v2": shows((0, 1, 0, 1)).T}, y=4, v1=2, v2=2, z1=2, z2=2)
-FAMILIES["the label fixes both views"] = Family("v1 v2, y|v1 v2, z1|v1, z2|v2", {"y": shows((0, 1, 2, 3, 3))}, y=5, v1=2, v2=2, z1=2, z2=2)
+FAMILIES["views and codes sufficient"] = Family("y, t|y, v1 v2|t, z1|v1, z2|v2",
+    {"v1 v2": _BOTH, "z1": _SAME, "z2": _SAME}, t=2, **_TWO)
+FAMILIES["complementary views"] = Family("y, v1|y, v2|y, z1|v1, z2|v2",
+    {"v1": shows((0, 0, 1, 1)).T, "v2": shows((0, 1, 0, 1)).T}, y=4, v1=2, v2=2, z1=2, z2=2)
+FAMILIES["the label fixes both views"] = Family("v1 v2, y|v1 v2, z1|v1, z2|v2",
+    {"y": shows((0, 1, 2, 3, 3))}, y=5, v1=2, v2=2, z1=2, z2=2)
 FAMILIES["z1 sees both views"] = Family("y, v1 v2|y, z1|v1 v2", y=2, v1=3, v2=3, z1=3)
 _VIEWS = ("each view sufficient", "any two views", "views independent given y", "complementary views")
-_PAIR, _LEFT = Family("y, v1 v2|y, z1|v1, z2|v2", y=2, v1=2, v2=2, z1=2, z2=2), Family("y, v1 v2|y, z1|v1", y=2, v1=2, v2=2, z1=2)
+_PAIR = Family("y, v1 v2|y, z1|v1, z2|v2", y=2, v1=2, v2=2, z1=2, z2=2)
+_LEFT = Family("y, v1 v2|y, z1|v1", y=2, v1=2, v2=2, z1=2)
 
 # %% ../../nbs/experiments/claims.ipynb #c060
-claim("I(v1;z1), decomposition", "I(v1;z1) = I(v1;z1|v2) + I(z1;v2)", lambda s: (s.I("v1", "z1") - s.I("v1", "z1", "v2") - s.I("z1", "v2")).abs(),
-      "z1 sees v1 only", "z1 sees both views", small=Family("y, v1 v2|y, z1|v1 v2", y=1, v1=2, v2=2, z1=2), because="chain rule of I(v1 v2;z1), I(z1;v2|v1) = 0")
-claim("(14)", "I(z1;v2) = I(v2;z1|y) + I(z1;y)", lambda s: (s.I("z1", "v2") - s.I("v2", "z1", "y") - s.I("z1", "y")).abs(), *_VIEWS, small=_LEFT, because="chain rule of I(z1;v2 y), I(z1;y|v2) = 0")
-claim("(14), in general", "I(z1;v2) = I(v2;z1|y) + I(z1;y) − I(z1;y|v2)", lambda s: (s.I("z1", "v2") - s.I("v2", "z1", "y") - s.I("z1", "y") + s.I("z1", "y", "v2")).abs(), *_VIEWS, because="chain rule of I(z1;v2 y)")
+claim("I(v1;z1), decomposition", "I(v1;z1) = I(v1;z1|v2) + I(z1;v2)",
+    lambda s: (s.I("v1", "z1") - s.I("v1", "z1", "v2") - s.I("z1", "v2")).abs(),
+    "z1 sees v1 only", "z1 sees both views",
+    small=Family("y, v1 v2|y, z1|v1 v2", y=1, v1=2, v2=2, z1=2), because="chain rule of I(v1 v2;z1), I(z1;v2|v1) = 0")
+claim("(14)", "I(z1;v2) = I(v2;z1|y) + I(z1;y)",
+    lambda s: (s.I("z1", "v2") - s.I("v2", "z1", "y") - s.I("z1", "y")).abs(), *_VIEWS, small=_LEFT,
+    because="chain rule of I(z1;v2 y), I(z1;y|v2) = 0")
+claim("(14), in general", "I(z1;v2) = I(v2;z1|y) + I(z1;y) − I(z1;y|v2)",
+    lambda s: (s.I("z1", "v2") - s.I("v2", "z1", "y") - s.I("z1", "y") + s.I("z1", "y", "v2")).abs(), *_VIEWS,
+    because="chain rule of I(z1;v2 y)")
 
 # %% ../../nbs/experiments/claims.ipynb #c064
 def code_divergence(s: Systems) -> Tensor:
     "E KL[p(z1|v1) ‖ p(z2|v2)] over pairs of views, for codes over the same letters."
     return expected(kl, s, "v1", "v2", ("z1", "z2"))
 
-_BOUNDS = ("each view sufficient", "any two views", "views independent given y", "views and codes sufficient", "the label fixes both views")
-claim("bound by KL of p(y|z)", "I(v1;z1|v2) ≤ E KL[P_z1‖P_z2]", lambda s: s.I("v1", "z1", "v2") - expected(kl, s, "z1", "z2"), *_BOUNDS, small=_PAIR, because="data processing and chain rule of divergences")
-claim("bound by JS of p(y|z)", "I(v1;z1|v2) ≤ E JS[P_z1‖P_z2]", lambda s: s.I("v1", "z1", "v2") - expected(js, s, "z1", "z2"), *_BOUNDS, small=_PAIR)
-claim("bound by KL of p(z|v)", "I(v1;z1|v2) ≤ E KL[p(z1|v1)‖p(z2|v2)]", lambda s: s.I("v1", "z1", "v2") - code_divergence(s), *_BOUNDS, because="p(z1|v2) is the best guess of z1 from v2")
+_BOUNDS = ("each view sufficient", "any two views", "views independent given y", "views and codes sufficient",
+    "the label fixes both views")
+claim("bound by KL of p(y|z)", "I(v1;z1|v2) ≤ E KL[P_z1‖P_z2]",
+    lambda s: s.I("v1", "z1", "v2") - expected(kl, s, "z1", "z2"), *_BOUNDS, small=_PAIR,
+    because="data processing and chain rule of divergences")
+claim("bound by JS of p(y|z)", "I(v1;z1|v2) ≤ E JS[P_z1‖P_z2]",
+    lambda s: s.I("v1", "z1", "v2") - expected(js, s, "z1", "z2"), *_BOUNDS, small=_PAIR)
+claim("bound by KL of p(z|v)", "I(v1;z1|v2) ≤ E KL[p(z1|v1)‖p(z2|v2)]",
+    lambda s: s.I("v1", "z1", "v2") - code_divergence(s), *_BOUNDS, because="p(z1|v2) is the best guess of z1 from v2")
 
 # %% ../../nbs/experiments/claims.ipynb #c069
 def inconsistency(s: Systems) -> Tensor:
@@ -344,56 +391,87 @@ def theorem_2_condition(s: Systems) -> Tensor:
     return s.I("v1", "z1", "v2") + s.I("v2", "z1", "y") + s.I("v2", "z2", "v1") + s.I("v1", "z2", "y")
 
 _sufficient = lambda s: s.I("v1", "y", "v2") + s.I("v2", "y", "v1") < TOLERANCE
-claim("Theorem 2", "for sufficient views, both conditions zero make the codes view-consistent", lambda s: implies(theorem_2_condition(s), inconsistency(s)),
-      "each view sufficient", small=_PAIR, such_that=_sufficient)
-claim("Theorem 2, what it measures", "I(v1;z1|v2) + I(v2;z1|y) = I(v1;z1|y), the superfluous part of (5)", lambda s: (s.I("v1", "z1", "v2") + s.I("v2", "z1", "y") - s.I("v1", "z1", "y")).abs(), *_VIEWS, small=_LEFT, because="the two decompositions, I(z1;y|v2) = 0")
-claim("Theorem 2, with sufficient codes", "I(z_k;y) = I(v_k;y) makes the codes view-consistent, whatever the conditions", lambda s: implies(lost(s, "v1", "z1") + lost(s, "v2", "z2"), inconsistency(s)),
-      "each view sufficient", "views and codes sufficient", "any two views", small=_PAIR, because="I(z_k;y) = I(v_k;y) = I(v1 v2;y)")
-claim("Theorem 2, converse", "view-consistent codes satisfy the conditions", lambda s: implies(inconsistency(s), theorem_2_condition(s)), "each view sufficient", small=_PAIR, such_that=_sufficient)
+claim("Theorem 2", "for sufficient views, both conditions zero make the codes view-consistent",
+    lambda s: implies(theorem_2_condition(s), inconsistency(s)),
+    "each view sufficient", small=_PAIR, such_that=_sufficient)
+claim("Theorem 2, what it measures", "I(v1;z1|v2) + I(v2;z1|y) = I(v1;z1|y), the superfluous part of (5)",
+    lambda s: (s.I("v1", "z1", "v2") + s.I("v2", "z1", "y") - s.I("v1", "z1", "y")).abs(), *_VIEWS, small=_LEFT,
+    because="the two decompositions, I(z1;y|v2) = 0")
+claim("Theorem 2, with sufficient codes",
+    "I(z_k;y) = I(v_k;y) makes the codes view-consistent, whatever the conditions",
+    lambda s: implies(lost(s, "v1", "z1") + lost(s, "v2", "z2"), inconsistency(s)), "each view sufficient",
+    "views and codes sufficient", "any two views", small=_PAIR, because="I(z_k;y) = I(v_k;y) = I(v1 v2;y)")
+claim("Theorem 2, converse", "view-consistent codes satisfy the conditions",
+    lambda s: implies(inconsistency(s), theorem_2_condition(s)),
+    "each view sufficient", small=_PAIR, such_that=_sufficient)
 
 # %% ../../nbs/experiments/claims.ipynb #c073
 def with_opinion(s: Systems, view: str, name: str = "u") -> Systems:
     "Add a label drawn from p(y|view) without looking at the true one."
     letter = dict(zip(s.names, map(chr, range(97, 123))))
     all_names = "".join(letter.values())
-    return Systems(torch.einsum(f"A{all_names},A{letter[view]}z->A{all_names}z", s.p, s.posterior("y", view)), (*s.names, name))
+    joint = torch.einsum(f"A{all_names},A{letter[view]}z->A{all_names}z", s.p, s.posterior("y", view))
+    return Systems(joint, (*s.names, name))
 
 def opinion_gap(s: Systems) -> Tensor:
     "I(v2;y) - I(z1;u) + E KL[p(u|z1) ‖ p(y|z1)], for u drawn from the second view's opinion: what (15) is in general."
     o = with_opinion(s, "v2")
-    return s.I("v2", "y") - o.I("z1", "u") + (s.marginal("z1") * kl(o.posterior("u", "z1"), s.posterior("y", "z1"))).sum(1)
+    divergence = (s.marginal("z1") * kl(o.posterior("u", "z1"), s.posterior("y", "z1"))).sum(1)
+    return s.I("v2", "y") - o.I("z1", "u") + divergence
 
 def vcd_term(s: Systems, v: str = "v2", z: str = "z1") -> Tensor:
     "E KL[P_v2 ‖ P_z1] with true posteriors, (15); with a view of its own it is VSD, (8)."
     return expected(kl, s, v, z)
 
-claim("(15)", "E KL[P_v2‖P_z1] = I(v2;y) − I(z1;y)", lambda s: (vcd_term(s) - lost(s, "v2", "z1")).abs(), *_VIEWS, small=_LEFT, because="as Corollary 1, I(z1;y|v2) = 0")
-claim("(15), in general", "E KL[P_v2‖P_z1] = I(v2;y) − I(z1;u) + E KL[p(u|z1)‖P_z1], u from P_v2", lambda s: (vcd_term(s) - opinion_gap(s)).abs() / (1 + vcd_term(s)), *_VIEWS, because="Pythagoras: E[P_v2|z1] = p(u|z1)")
-claim("(15) equals (8)", "E KL[P_v2‖P_z1] = E KL[P_v1‖P_z1]: VCD is VSD", lambda s: (vcd_term(s) - vcd_term(s, "v1")).abs(), *_VIEWS, small=_LEFT, because="P_v1 = P_v2 wherever both occur")
+claim("(15)", "E KL[P_v2‖P_z1] = I(v2;y) − I(z1;y)", lambda s: (vcd_term(s) - lost(s, "v2", "z1")).abs(), *_VIEWS,
+    small=_LEFT, because="as Corollary 1, I(z1;y|v2) = 0")
+claim("(15), in general", "E KL[P_v2‖P_z1] = I(v2;y) − I(z1;u) + E KL[p(u|z1)‖P_z1], u from P_v2",
+    lambda s: (vcd_term(s) - opinion_gap(s)).abs() / (1 + vcd_term(s)), *_VIEWS,
+    because="Pythagoras: E[P_v2|z1] = p(u|z1)")
+claim("(15) equals (8)", "E KL[P_v2‖P_z1] = E KL[P_v1‖P_z1]: VCD is VSD",
+    lambda s: (vcd_term(s) - vcd_term(s, "v1")).abs(), *_VIEWS, small=_LEFT,
+    because="P_v1 = P_v2 wherever both occur")
 
 # %% ../../nbs/experiments/claims.ipynb #c080
 def distillation_terms(s: Systems) -> tuple: # VSD and VCD, each summed over both views, and VML
     "The three losses with true posteriors."
-    return vcd_term(s, "v1", "z1") + vcd_term(s, "v2", "z2"), vcd_term(s, "v2", "z1") + vcd_term(s, "v1", "z2"), expected(js, s, "z1", "z2")
+    return (vcd_term(s, "v1", "z1") + vcd_term(s, "v2", "z2"), vcd_term(s, "v2", "z1") + vcd_term(s, "v1", "z2"),
+        expected(js, s, "z1", "z2"))
 
-claim("VSD = 0 makes VCD and VML zero", "once VSD is zero in both views, VCD and VML are zero", lambda s: implies(distillation_terms(s)[0], distillation_terms(s)[1] + distillation_terms(s)[2]),
-      "each view sufficient", "any two views", "complementary views", small=_PAIR, because="P_z1 = P_v1 = P_v2 = P_z2")
+claim("VSD = 0 makes VCD and VML zero", "once VSD is zero in both views, VCD and VML are zero",
+    lambda s: implies(distillation_terms(s)[0], distillation_terms(s)[1] + distillation_terms(s)[2]),
+    "each view sufficient", "any two views", "complementary views", small=_PAIR, because="P_z1 = P_v1 = P_v2 = P_z2")
 
 # %% ../../nbs/experiments/claims.ipynb #c083
 def coin_information(s: Systems) -> Tensor:
     "I(u; c | z1 z2): a fair coin c picks the code whose prediction the guess u is drawn from."
-    guesses = torch.stack(torch.broadcast_tensors(s.posterior("y", "z1")[:, :, None], s.posterior("y", "z2")[:, None]), 3) / 2
+    guesses = torch.stack(torch.broadcast_tensors(
+        s.posterior("y", "z1")[:, :, None], s.posterior("y", "z2")[:, None]), 3) / 2
     return Systems(s.marginal("z1 z2")[..., None, None] * guesses, "z1 z2 c u").I("u", "c", given="z1 z2")
 
 _EVERY = (*_VIEWS, "views and codes sufficient")
-claim("VML, what it measures", "E JS[P_z1‖P_z2] = I(u;c|z1 z2), whose opinion a guess is", lambda s: (expected(js, s, "z1", "z2") - coin_information(s)).abs(), *_EVERY, because="definition of I(u;c|z1 z2)")
-claim("VML = 0, equal information", "VML = 0 gives I(z1;y) = I(z2;y)", lambda s: implies(expected(js, s, "z1", "z2"), (s.I("z1", "y") - s.I("z2", "y")).abs()), *_EVERY, because="equal predictions have equal entropy")
-claim("VML = 0, consistency", "VML = 0 makes the codes view-consistent", lambda s: implies(expected(js, s, "z1", "z2"), inconsistency(s)), *_EVERY, small=_PAIR, such_that=_sufficient, because="sufficient codes are consistent without it")
-claim("VML = 0, one code sufficient", "VML = 0 and VSD = 0 in one view make the codes view-consistent", lambda s: implies(expected(js, s, "z1", "z2") + lost(s, "v1", "z1"), inconsistency(s)), "each view sufficient", "any two views", small=_PAIR, because="I(z2;y) = I(z1;y) = I(v1;y) = I(v1 v2;y)")
+claim("VML, what it measures", "E JS[P_z1‖P_z2] = I(u;c|z1 z2), whose opinion a guess is",
+    lambda s: (expected(js, s, "z1", "z2") - coin_information(s)).abs(), *_EVERY, because="definition of I(u;c|z1 z2)")
+claim("VML = 0, equal information", "VML = 0 gives I(z1;y) = I(z2;y)",
+    lambda s: implies(expected(js, s, "z1", "z2"), (s.I("z1", "y") - s.I("z2", "y")).abs()), *_EVERY,
+    because="equal predictions have equal entropy")
+claim("VML = 0, consistency", "VML = 0 makes the codes view-consistent",
+    lambda s: implies(expected(js, s, "z1", "z2"), inconsistency(s)), *_EVERY, small=_PAIR, such_that=_sufficient,
+    because="sufficient codes are consistent without it")
+claim("VML = 0, one code sufficient", "VML = 0 and VSD = 0 in one view make the codes view-consistent",
+    lambda s: implies(expected(js, s, "z1", "z2") + lost(s, "v1", "z1"), inconsistency(s)),
+    "each view sufficient", "any two views", small=_PAIR, because="I(z2;y) = I(z1;y) = I(v1;y) = I(v1 v2;y)")
 
 # %% ../../nbs/experiments/claims.ipynb #c087
-claim("against MIB, different views", "view-consistent codes exist, also when the views hold different label information", lambda s: s.I("v1 v2", "y") - torch.minimum(s.I("v1", "y"), s.I("v2", "y")), *_VIEWS, small=_PAIR, because="z_k = v_k is consistent")
-claim("against MIB, irrelevant but shared", "VSD = VCD = VML = 0 removes I(v2;z1|y)", lambda s: implies(sum(distillation_terms(s)), s.I("v2", "z1", "y")), "each view sufficient", "any two views", small=_PAIR)
+claim("against MIB, different views",
+    "view-consistent codes exist, also when the views hold different label information",
+    lambda s: s.I("v1 v2", "y") - torch.minimum(s.I("v1", "y"), s.I("v2", "y")), *_VIEWS, small=_PAIR,
+    because="z_k = v_k is consistent")
+claim("against MIB, irrelevant but shared", "VSD = VCD = VML = 0 removes I(v2;z1|y)",
+    lambda s: implies(sum(distillation_terms(s)), s.I("v2", "z1", "y")),
+    "each view sufficient", "any two views", small=_PAIR)
 
 # %% ../../nbs/experiments/claims.ipynb #c091
-claim("(17), its DML term", "E KL[P_v1‖P_v2] + E KL[P_v2‖P_v1] = 0: exact posteriors of two views agree", lambda s: vcd_term(s, "v1", "v2") + vcd_term(s, "v2", "v1"), *_VIEWS, small=_LEFT, because="P_v1 = P_v2 wherever both occur")
+claim("(17), its DML term", "E KL[P_v1‖P_v2] + E KL[P_v2‖P_v1] = 0: exact posteriors of two views agree",
+    lambda s: vcd_term(s, "v1", "v2") + vcd_term(s, "v2", "v1"), *_VIEWS, small=_LEFT,
+    because="P_v1 = P_v2 wherever both occur")

@@ -21,7 +21,8 @@ from ..knowledge_distillation import CRD, KD, VID, VSD, FitNet, InBatch, Net, Ou
 STUDENT, TEACHER = dict(features=64, hidden=64), dict(features=64, hidden=256, layers=2)
 class Smoothing(nn.Module):
     "KD by somebody who holds all classes equally likely."
-    def forward(self, student: Outputs, teacher=None, labels=None, index=None) -> Tensor: return kd_loss(student.logits, torch.zeros_like(student.logits))
+    def forward(self, student: Outputs, teacher=None, labels=None, index=None) -> Tensor:
+        return kd_loss(student.logits, torch.zeros_like(student.logits))
 
 _crd = lambda *bound: lambda y: CRD(64, 64, y, *bound, negatives=128, embedding=32)
 METHODS = { # name -> (what makes the loss from the student's labels, weights to choose from)
@@ -54,7 +55,8 @@ def digits(seed: int) -> dict: # part -> (x `(N, 64)`, y `(N,)`)
     order = torch.randperm(len(x), generator=generator("digits", "test"))
     test, rest = order[:TESTED], order[TESTED:]
     rest = rest[torch.randperm(len(rest), generator=generator("digits", seed=seed))]
-    return {name: (x[some], y[some]) for name, some in dict(test=test, validation=rest[:300], student=rest[300:500], others=rest[500:], teacher=rest[300:]).items()}
+    parts = dict(test=test, validation=rest[:300], student=rest[300:500], others=rest[500:], teacher=rest[300:])
+    return {name: (x[some], y[some]) for name, some in parts.items()}
 
 def accuracy(network, x: Tensor, y: Tensor) -> float: # percent
     "Share of right predictions."
@@ -63,7 +65,7 @@ def accuracy(network, x: Tensor, y: Tensor) -> float: # percent
 # %% ../../nbs/experiments/digits_distillation.ipynb #c007
 def open_seed(
     seed: int,
-    learned: str|None = "teacher", # the part that the teacher learns from; `others`: none of the student's images; None: nothing
+    learned: str|None = "teacher", # what the teacher learns from; `others`: none of the student's images; None: nothing
 ) -> tuple: # (parts, teacher, its outputs on the student's images)
     "Data and a teacher."
     parts = digits(seed)
@@ -77,7 +79,8 @@ def train_student(ready, method: str, weight: float, seed: int, epochs: int = EP
     make, x, y = METHODS[method][0], *parts["student"]
     with seeded("loss", method, seed=seed): loss = make(y) if make else None
     with seeded("student", seed=seed): student = Net(64, classes=10, **STUDENT)
-    return fit(student, x, y, outputs if loss is not None else None, loss, weight, epochs=epochs, batch=50, learning_rate=5e-3, seed=seed, each=each)
+    return fit(student, x, y, outputs if loss is not None else None, loss, weight, epochs=epochs, batch=50,
+        learning_rate=5e-3, seed=seed, each=each)
 
 # %% ../../nbs/experiments/digits_distillation.ipynb #c009
 NOISES = .1, .2, .4 # as `noise` of noisy_codes
@@ -98,10 +101,11 @@ def code_information(
     b: Tensor, # of the other code
     y: Tensor|None = None, # `(N,)` classes: given them
 ) -> float: # nats
-    "I of the two codes of an image that is drawn from the N, and given its class with `y`: the densities are mixtures of N Gaussians, so nothing is fitted."
+    "I of the two codes of an image drawn from the N (given its class, with `y`): mixtures of N Gaussians, not fitted."
     outside = 0. if y is None else torch.zeros_like(a).masked_fill(y[:, None] != y, -math.inf)
     count = torch.tensor(len(a)) if y is None else torch.bincount(y)[y]
-    return float(((a + b + outside).logsumexp(1) - (a + outside).logsumexp(1) - (b + outside).logsumexp(1) + count.log()).mean())
+    ratio = (a + b + outside).logsumexp(1) - (a + outside).logsumexp(1) - (b + outside).logsumexp(1)
+    return float((ratio + count.log()).mean())
 
 # %% ../../nbs/experiments/digits_distillation.ipynb #c010
 def run_seed(
@@ -115,14 +119,24 @@ def run_seed(
     parts, teacher, _ = lessons[""]
     x, y = parts["test"]
     with torch.no_grad(): rows, theirs = [], {n: noisy_codes(teacher(x).features, n, "teacher") for n in NOISES}
-    def add(method, values, weight=0., seconds=0.): rows.extend(dict(dataset="digits", seed=seed, split=s, metric=m, value=v, method=method, weight=weight, seconds=seconds) for s, m, v in values)
-    def shared(features): return [("test", f"I(T;S), noise {n}", code_information(noisy_codes(features, n, "student"), theirs[n])) for n in NOISES]
+    def add(method, values, weight=0., seconds=0.):
+        rows.extend(dict(dataset="digits", seed=seed, split=s, metric=m, value=v, method=method, weight=weight,
+            seconds=seconds) for s, m, v in values)
+    def shared(features):
+        return [("test", f"I(T;S), noise {n}", code_information(noisy_codes(features, n, "student"), theirs[n]))
+            for n in NOISES]
     def judge(network):
-        with torch.no_grad(): return [(s, "accuracy", accuracy(network, *parts[s])) for s in ("validation", "test")] + shared(network(x).features)
-    for suffix in TEACHERS: add("teacher" + suffix.replace("teacher ", "").replace(" teacher", ""), judge(lessons[suffix][1]) + [("student", "accuracy", accuracy(lessons[suffix][1], *parts["student"]))])
+        with torch.no_grad():
+            scores = [(s, "accuracy", accuracy(network, *parts[s])) for s in ("validation", "test")]
+            return scores + shared(network(x).features)
+    for suffix in TEACHERS:
+        name, judged = "teacher" + suffix.replace("teacher ", "").replace(" teacher", ""), lessons[suffix][1]
+        add(name, judge(judged) + [("student", "accuracy", accuracy(judged, *parts["student"]))])
     with seeded("student", seed=seed): add("student, untrained", judge(Net(64, classes=10, **STUDENT)))
-    add("pixels", shared(x)), add("logistic regression", [(s, "accuracy", linear_accuracy(parts, s)) for s in ("validation", "test")])
-    jobs = [(m, w, suffix) for m in methods for suffix, (_, some) in TEACHERS.items() if m in some for w in METHODS[m][1]]
+    add("pixels", shared(x))
+    add("logistic regression", [(s, "accuracy", linear_accuracy(parts, s)) for s in ("validation", "test")])
+    jobs = [(m, w, suffix) for m in methods for suffix, (_, some) in TEACHERS.items() if m in some
+        for w in METHODS[m][1]]
     for method, weight, suffix in tqdm(jobs, desc=f"seed {seed}", unit="student", disable=not progress):
         started = time.perf_counter()
         student = train_student(lessons[suffix], method, weight, seed, epochs)
@@ -132,13 +146,15 @@ def run_seed(
 def linear_accuracy(parts: dict, split: str) -> float: # percent
     "Logistic regression on the student's own images."
     from sklearn.linear_model import LogisticRegression
-    return 100*LogisticRegression(max_iter=2000).fit(*(v.numpy() for v in parts["student"])).score(*(v.numpy() for v in parts[split]))
+    model = LogisticRegression(max_iter=2000).fit(*(v.numpy() for v in parts["student"]))
+    return 100*model.score(*(v.numpy() for v in parts[split]))
 
 def chosen_weights(
     table: pd.DataFrame, # of `run_seed`, several seeds
 ) -> dict: # method -> weight
-    "Of each method the weight of the best mean validation accuracy over seeds; of those that are within a standard error of it, paired by seed, the middle one."
-    values = table[(table.split == "validation") & (table.metric == "accuracy")].pivot(index="seed", columns=["method", "weight"], values="value")
+    "A method's middle weight of those within a standard error (paired by seed) of the best mean validation accuracy."
+    validation = table[(table.split == "validation") & (table.metric == "accuracy")]
+    values = validation.pivot(index="seed", columns=["method", "weight"], values="value")
     def middle(part): # a column a weight
         gap = part.sub(part[part.mean().idxmax()], axis=0)
         tied = sorted(part.columns[-gap.mean() <= gap.sem().fillna(0.) + 1e-6])
@@ -151,7 +167,8 @@ def chosen(
 ) -> pd.DataFrame: # its test rows with each method's chosen weight
     "What the chosen weights give on the test images."
     weights = chosen_weights(table)
-    return table[(table.split == "test") & (table.metric == metric) & (table.weight == table.method.map(weights).fillna(0.))]
+    with_them = table.weight == table.method.map(weights).fillna(0.)
+    return table[(table.split == "test") & (table.metric == metric) & with_them]
 
 # %% ../../nbs/experiments/digits_distillation.ipynb #c019
 def shared_information(
@@ -174,7 +191,10 @@ def shared_information(
             with torch.no_grad(): ours = student(x).features
             for noise in noises:
                 code = noisy_codes(ours, noise, "student")
-                rows.append(dict(method=method, weight=weight, seed=seed, epoch=epoch + 1, noise=noise, nats=code_information(code, theirs[noise]), given_class=code_information(code, theirs[noise], y), accuracy=accuracy(student, x, y)))
+                rows.append(dict(
+                    method=method, weight=weight, seed=seed, epoch=epoch + 1, noise=noise,
+                    nats=code_information(code, theirs[noise]), given_class=code_information(code, theirs[noise], y),
+                    accuracy=accuracy(student, x, y)))
         with seeded("student", seed=seed): look(-1, Net(64, classes=10, **STUDENT))
         train_student(ready, method, weight, seed, max(at), look)
     return pd.DataFrame(rows)

