@@ -13,11 +13,12 @@ spec.loader.exec_module(fresh)
 @pytest.fixture
 def root(tmp_path):
     "A small project: two modules, a table and a notebook that has run."
-    for folder in ("nbs", "vdistill", "data/results"): (tmp_path/folder).mkdir(parents=True)
+    for folder in ("nbs", "vdistill/room", "data/results"): (tmp_path/folder).mkdir(parents=True)
     (tmp_path/"vdistill"/"one.py").write_text("a = 1 # a number\n")
     (tmp_path/"vdistill"/"two.py").write_text("b = 2\n")
+    (tmp_path/"vdistill"/"room"/"three.py").write_text("c = 3\n")
     (tmp_path/"data"/"results"/"t.csv").write_text("x\n1\n")
-    cells = ["import json\nfrom vdistill.one import a", "print('{a} # no comment', 1 + 1) # a sum\n\n", "table = 't.csv'"]
+    cells = ["import json\nfrom vdistill.room import three\nfrom vdistill.one import a", "print('{a} # no comment', 1 + 1) # a sum\n\n", "table = 't.csv'"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title"), *map(nbformat.v4.new_code_cell, cells)])
     notebook.metadata["nbdev"] = dict(outputs_of=fresh.fingerprint(notebook, tmp_path))
     nbformat.write(notebook, tmp_path/"nbs"/"n.ipynb")
@@ -39,7 +40,7 @@ def test_cells(root, cell, old, new, same):
     assert fresh.is_fresh(root/"nbs"/"n.ipynb", root) == same
 
 
-@pytest.mark.parametrize("file, text, same", [("vdistill/one.py", "a = 1\n\n# other\n", True), ("vdistill/one.py", "a = 2\n", False), ("vdistill/two.py", "b = 3\n", True), ("data/results/t.csv", "x\n2\n", False)])
+@pytest.mark.parametrize("file, text, same", [("vdistill/one.py", "a = 1\n\n# other\n", True), ("vdistill/one.py", "a = 2\n", False), ("vdistill/two.py", "b = 3\n", True), ("vdistill/room/three.py", "c = 4\n", False), ("data/results/t.csv", "x\n2\n", False)])
 def test_what_it_reads(root, file, text, same):
     assert fresh.is_fresh(root/"nbs"/"n.ipynb", root)
     (root/file).write_text(text)
@@ -47,13 +48,14 @@ def test_what_it_reads(root, file, text, same):
 
 
 def test_imports():
-    assert fresh.imported("from vdistill.core import x\nfrom vdistill import cache as C, data\nimport vdistill.reid.models as M, numpy") == {"core", "cache", "data", "models"}
+    code = "from vdistill.core import x\nfrom vdistill.reid import cache as C, data\nimport vdistill.reid.models as M, numpy"
+    assert fresh.imported(code) == {"core", "core.x", "reid", "reid.cache", "reid.data", "reid.models"} # x may be a module
     assert fresh.imported("%time x") == set() and fresh.code_of("%time x # y\n") == "%time x"
 
 
 def test_running(root):
     path = root/"nbs"/"n.ipynb"
-    change(root, 1, "from vdistill.one import a", "")
+    change(root, 1, "from vdistill.room import three\nfrom vdistill.one import a", "")
     change(root, 2, "1 + 1", "40 + 2")
     assert "n.ipynb: " in fresh.run(path, root) and fresh.is_fresh(path, root)
     change(root, 3, "table = 't.csv'", "#| eval: false\n1/0")

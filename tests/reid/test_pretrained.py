@@ -217,7 +217,7 @@ def test_methods_share_what_is_kept(people):
     assert "table" not in other.maps.store # other layers, other maps
 
 
-@pytest.mark.parametrize("settings, said", [(dict(frozen_views=2, frozen=0), "frozen"), (dict(frozen_views=2, flip=.5), "flip=0.5"), (dict(average=1.5), "average"), (dict(averaged_teacher=True), "average"),
+@pytest.mark.parametrize("settings, said", [(dict(frozen_views=2, frozen=0), "frozen"), (dict(frozen_views=2, flip=.5), "flip=0.5"), (dict(average=1.5), "average"), (dict(averaged_teacher=True), "average"), (dict(averaged_teacher=True, average=.9, regulariser="vib"), "regulariser=vib"),
                                             (dict(beta_rise=2), "beta_rise"), (dict(vcd_teacher="best"), "other, mean, better"),
                                             (dict(resize=[32]), "resize"), (dict(grid=[1, 2, 3]), "grid"), (dict(frozen=-1), "frozen")])
 def test_settings_that_do_not_go_together(settings, said): assert said in message(configure, "synthetic", **TINY | settings)

@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'app', 'main']
 
 # %% ../../nbs/cli/30_cli.ipynb #c002
 import os, sys, warnings
+from collections.abc import Callable
 import typer
 from .lab import lab
 from .looks import audit, doctor, embed, evaluate, export, show
@@ -16,11 +17,12 @@ from .runs import ablate, demo, import_weights, train
 from ..core import InputError
 
 # %% ../../nbs/cli/30_cli.ipynb #app001
-COMMANDS = {"demo": demo, "train": train, "evaluate": evaluate, "doctor": doctor, "show": show, "embed": embed,
-            "export": export, "import": import_weights, "audit": audit, "ablate": ablate, "mi": mi,
-            "staircase": staircase, "digits": digits, "cifar": cifar, "views": views, "bench": bench, "lab": lab}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo, "train": train, "evaluate": evaluate, "doctor": doctor, "show": show, "embed": embed, "export": export,
+    "import": import_weights, "audit": audit, "ablate": ablate, "mi": mi, "staircase": staircase, "digits": digits,
+    "cifar": cifar, "views": views, "bench": bench, "lab": lab} # in the order of the help
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Variational distillation for cross-modal re-identification.")
+    help="Variational distillation for cross-modal re-identification.")
 for name, command in COMMANDS.items(): app.command(name)(command)
 
 # %% ../../nbs/cli/30_cli.ipynb #c023

@@ -126,7 +126,7 @@ class TrainConfig:
     temperature: float = 1.
     detach: bool = True # hold the observation's side of VSD and VCD fixed
     vcd_teacher: str = "other" # view; or `mean` of both, or the `better` one alone
-    averaged_teacher: bool = False # observations of the averaged weights teach
+    averaged_teacher: bool = False # observations of the averaged weights teach, held fixed whatever detach says
     beta_rise: float = 0. # share of the training over which beta rises from nothing
     # the schedule
     epochs: int = 40 # passes over the identities
@@ -181,6 +181,9 @@ class TrainConfig:
         self.check_frozen()
         if self.averaged_teacher and not self.average:
             raise InputError("averaged_teacher=true needs averaged weights: set average, for example to 0.98")
+        if self.averaged_teacher and self.regulariser not in ("distillation", "released", "similarity"):
+            raise InputError(f"averaged_teacher=true needs observations that teach, and regulariser={self.regulariser} "
+                "has none: set averaged_teacher=false")
         if self.residual and (self.stochastic or self.regulariser in ("ceb", "estimated", "mib", "vib")):
             raise InputError("residual=true makes z as large as v and leaves it without noise, "
                 f"and method={self.method} needs a z of its own: set residual=false")

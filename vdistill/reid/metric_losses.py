@@ -130,7 +130,7 @@ def hetero_centre_triplet(
     infrared_label: ArrayLike|Tensor|None = None, # `(m,)`; None: the same as `visible_label`
     margin: float | None = .3, # in the unit of the features; None: the soft margin
 ) -> Tensor: # scalar
-    "Batch-hard on centres: the same identity's against the nearest of any other (hetero-centre triplet; Liu et al. 2021)."
+    "Batch-hard on centres: the same identity's against the nearest other one (hetero-centre triplet; Liu et al. 2021)."
     visible, infrared, *labels = _sides(visible, infrared, visible_label, infrared_label)
     label = torch.cat(labels)
     infrared_row = torch.arange(len(label), device=visible.device) >= len(labels[0])

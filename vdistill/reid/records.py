@@ -354,7 +354,7 @@ def grouped(
     key, # a function of a name
 ) -> dict: # key -> names, in the order of appearance
     "Names by what they have in common."
-    found = {}
+    found: dict = {}
     for name in names: found.setdefault(key(name), []).append(name)
     return found
 

@@ -8,7 +8,7 @@ import pytest
 from vdistill.cli.main import app, main
 from vdistill.cli.output import spell_out
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["epochs=1", "width=8", "features=32", "z_features=32", "hidden=[32]", "validate_every=1", "identities_per_batch=8", "data.identities=[16, 8, 8]", "data.images_per_camera=2", "device=cpu"]
 COMMANDS = [info.name or info.callback.__name__ for info in app.registered_commands]
 
