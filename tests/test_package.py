@@ -48,10 +48,10 @@ def test_rooms_are_entered_from_above():
     assert upwards == []
 
 def test_each_test_file_lies_in_the_room_of_its_module():
-    rooms = {module.rpartition(".")[2]: module.rpartition(".")[0] for module in LINKS}
+    names = {module.rpartition(".")[2] for module in LINKS}
     for path in ROOT.glob("tests/**/test_*.py"):
-        name = path.stem.removeprefix("test_")
-        if name in rooms: assert path.parent.relative_to(ROOT/"tests").as_posix() in (rooms[name], rooms[name] or "."), path
+        name, room = path.stem.removeprefix("test_"), path.parent.relative_to(ROOT/"tests").parts
+        if name in names: assert ".".join([*room, name]) in LINKS, path
 
 def test_import_loads_nothing_heavy():
     heavy = {"umap", "torchvision", "ipywidgets", "seaborn", "sklearn", "skimage", "numba", "IPython", "fastcore", "nbdev"}
