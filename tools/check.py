@@ -11,14 +11,16 @@ SOURCES = ("nbs", "vdistill", "tools", "pyproject.toml", "settings.ini", "setup.
 WIDTH = 120 # of a line of code
 
 def long_lines():
-    "Where a line of a notebook's code cell or of the library is too long; the first line of a module is its chapter's subtitle."
+    "Where a line of a notebook's code cell or of the library is too long; the head of a module is nbdev's own."
     for path in notebooks():
         for cell in nbformat.read(path, 4).cells:
             lines = cell.source.splitlines() if cell.cell_type == "code" else []
             yield from (f"{path.name}, cell {cell.id}, line {i}" for i, line in enumerate(lines, 1) if len(line) > WIDTH)
     for path in sorted((ROOT/"vdistill").rglob("*.py")):
-        lines = [] if path.name == "_modidx.py" else path.read_text("utf-8").splitlines()
-        yield from (f"{path.relative_to(ROOT)}, line {i}" for i, line in enumerate(lines[1:], 2) if len(line) > WIDTH)
+        if path.name == "_modidx.py": continue
+        head, mark, cells = path.read_text("utf-8").partition("\n# %% ../")
+        lines = enumerate(cells.splitlines(), head.count("\n") + 2)
+        yield from (f"{path.relative_to(ROOT)}, line {i}" for i, line in lines if len(line) > WIDTH)
 
 def copy(target):
     for name in SOURCES:

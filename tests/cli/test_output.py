@@ -97,7 +97,7 @@ def _without_encoding(path):
         yield node.lineno, name
 
 
-@pytest.mark.parametrize("path", sorted([*(ROOT/"vdistill").glob("*.py"), *(ROOT/"tools").glob("*.py")]), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted([*(ROOT/"vdistill").rglob("*.py"), *(ROOT/"tools").glob("*.py")]), ids=lambda p: p.name)
 def test_text_is_utf8(path): assert not list(_without_encoding(path))
 
 

@@ -19,17 +19,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.profiler import record_function
 from tqdm.auto import tqdm
-from ..reid.batches import Batch, IdentitySampler, load_batch
 from ..core import generator
-from ..reid.data import load_dataset
-from ..reid.records import MODALITIES
 from .dispatch import count_operations
+from ..reid.batches import Batch, IdentitySampler, load_batch
+from ..reid.data import load_dataset
 from ..reid.evaluation import retrieval_scores
 from ..reid.identity_losses import unit_distances
 from ..reid.models import Prediction, Predictions
 from ..reid.protocols import evaluation_ratios
-from ..reid.synthetic import render
+from ..reid.records import MODALITIES
 from ..reid.runs import autocast, build_model
+from ..reid.synthetic import render
 from ..reid.training import TrainConfig, build_regulariser, configure, make_optimizer, objective
 
 # %% ../../nbs/bench/24_benchmark.ipynb #c006

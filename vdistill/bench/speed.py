@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
+from ..core import InputError, generator
+from .benchmark import COLUMNS, PEOPLE, Step, machine, part, row, timings, triplet_by_anchors
+from .dispatch import Counts, count_operations
 from ..reid.archives import fake_sysu
 from ..reid.augmentation import Augmentation, Counter
-from ..reid.pooling import GeM
 from ..reid.batches import Batch, load_batch
-from .benchmark import COLUMNS, PEOPLE, Step, machine, part, row, timings, triplet_by_anchors
 from ..reid.config import TrainConfig, configure
-from ..core import InputError, generator
 from ..reid.data import load_dataset
-from ..reid.records import DataWarning
-from .dispatch import Counts, count_operations
 from ..reid.evaluation import run_columns
 from ..reid.models import Prediction, Predictions, halves
+from ..reid.pooling import GeM
+from ..reid.records import DataWarning
 from ..reid.runs import pick_device, write_csv
 from ..reid.training import Trainer
 

@@ -10,9 +10,9 @@ import dataclasses, shlex
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from ..core import InputError
 from .base import Device, Place, Run, open_for_evaluation, told
 from .output import finish
-from ..core import InputError
 
 # %% ../../nbs/cli/30c_looks.ipynb #c011
 def evaluate(

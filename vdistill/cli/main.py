@@ -9,18 +9,19 @@ __all__ = ['COMMANDS', 'app', 'main']
 import os, sys, warnings
 from collections.abc import Callable
 import typer
+from ..core import InputError
 from .lab import lab
 from .looks import audit, doctor, embed, evaluate, export, show
 from .measures import bench, cifar, digits, mi, staircase, views
 from .output import forget_lost, spell_out
 from .runs import ablate, demo, import_weights, train
-from ..core import InputError
 
 # %% ../../nbs/cli/30_cli.ipynb #app001
 COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo, "train": train, "evaluate": evaluate, "doctor": doctor, "show": show, "embed": embed, "export": export,
-    "import": import_weights, "audit": audit, "ablate": ablate, "mi": mi, "staircase": staircase, "digits": digits,
-    "cifar": cifar, "views": views, "bench": bench, "lab": lab} # in the order of the help
+    "demo": demo, "train": train, "evaluate": evaluate, "doctor": doctor, "show": show, "embed": embed,
+    "export": export, "import": import_weights, "audit": audit, "ablate": ablate, "mi": mi,
+    "staircase": staircase, "digits": digits, "cifar": cifar, "views": views, "bench": bench, "lab": lab,
+} # in the order of the help
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Variational distillation for cross-modal re-identification.")
 for name, command in COMMANDS.items(): app.command(name)(command)

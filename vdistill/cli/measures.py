@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .base import Device, check_csv
 from ..core import InputError
+from .base import Device, check_csv
 
 # %% ../../nbs/cli/30d_measures.ipynb #c017
 def mi(

@@ -10,9 +10,9 @@ import contextlib, dataclasses, shlex
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from ..core import InputError
 from .base import Place, Settings, check_csv, free_folder, open_for_evaluation, parse_settings, told
 from .output import after_training, finish, stopping
-from ..core import InputError
 
 # %% ../../nbs/cli/30b_runs.ipynb #c009
 def demo(

@@ -22,16 +22,15 @@ from scipy import linalg, stats
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, StratifiedKFold
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
-from ..reid.checkpoints import seen_words
 from ..core import InputError, as_array, as_label_array, as_numbers, generator
-from ..reid.data import load_dataset
-from ..reid.pairs import uniform, view_parameters
-from ..reid.records import MODALITIES
-from ..reid.evaluation import extract_features, run_columns
 from .plots import COLOURS, embed_2d, in_house_style, new_axes, new_figure, scatter_modalities
 from .report import save_figure
-from ..reid.synthetic import FACTOR_GROUPS, SyntheticDataset
+from ..reid.checkpoints import seen_words
+from ..reid.evaluation import extract_features, run_columns
+from ..reid.pairs import uniform, view_parameters
+from ..reid.records import MODALITIES
 from ..reid.runs import load_run, open_own, read_config, write_csv
+from ..reid.synthetic import FACTOR_GROUPS, SyntheticDataset
 
 # %% ../../nbs/looking/21_audit.ipynb #c006
 class Estimate(NamedTuple):

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .audit import (Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits,
-    image_splits, open_audit, score)
 from ..bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
 from ..core import InputError, as_label_array, as_numbers
-from ..reid.records import MODALITIES
+from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits
+from .audit import image_splits, open_audit, score
 from .plots import COLOURS, in_house_style, new_axes
 from .report import save_figure
+from ..reid.records import MODALITIES
 from ..reid.runs import write_csv
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c006

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import InputError, as_array, as_numbers, as_tensor
-from ..reid.records import MODALITIES
 from .plots import plot_attention, plot_cameras
-from .report import Search, ranked_figure, save_figure
-from .report import search_distances, search_features, searches, slug
+from .report import Search, ranked_figure, save_figure, search_distances, search_features, searches
+from .report import slug
+from ..reid.records import MODALITIES
 from ..reid.retrieval import check_distances, refuse_infinite, as_identities, retrieval_scores
 from ..reid.runs import load_run, write_csv
 

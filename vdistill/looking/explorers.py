@@ -20,18 +20,18 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image as Picture, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 from ..core import InputError
-from ..reid.data import load_dataset
-from ..reid.records import MODALITIES
-from ..reid.evaluation import extract_features
-from ..reid.guard import Interrupted
 from .plots import COLOURS, MARKERS, MODALITY_COLOURS, RIGHT, WRONG, embed_2d, plot_kl_curves
 from .report import searches
+from .widgets import Panel, Sheet, W, png
+from ..reid.data import load_dataset
+from ..reid.evaluation import extract_features
+from ..reid.guard import Interrupted
+from ..reid.records import MODALITIES
 from ..reid.reranking import rerank
 from ..reid.retrieval import as_identities, pairwise_distances, retrieval_scores
-from ..reid.synthetic import FACTOR_GROUPS, LEVELS
 from ..reid.runs import Embedder, load_run, open_own, read_config
+from ..reid.synthetic import FACTOR_GROUPS, LEVELS
 from ..reid.training import Trainer
-from .widgets import Panel, Sheet, W, png
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c007
 def features_of(

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core import atomic_path
-from ..reid.records import MODALITIES
+from .plots import embed_2d, plot_distances, plot_embedding, plot_kl_curves, plot_ranked_lists
 from ..reid.evaluation import DIRECTIONS, extract_features, gallery_draws, pairwise_distances, protocol_text
 from ..reid.protocols import camera_groups, seeded_draw, sysu_galleries
-from .plots import embed_2d, plot_distances, plot_embedding, plot_kl_curves, plot_ranked_lists
+from ..reid.records import MODALITIES
 from ..reid.runs import load_run, write_csv
 
 # %% ../../nbs/looking/25_report.ipynb #c006

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from ..core import InputError, as_label_array, generator
 from .augmentation import Augmentation, Counter, random_flip
 from .cache import on_device
-from ..core import InputError, as_label_array, generator
 
 # %% ../../nbs/reid/12_batches.ipynb #c007
 class IdentitySampler:

@@ -17,8 +17,8 @@ import numpy as np, pandas as pd, torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_safetensors, save as write_safetensors
 from torch import Tensor, nn
-from .cache import content_hash, cores
 from ..core import InputError, atomic_path
+from .cache import content_hash, cores
 from .records import counted
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c007

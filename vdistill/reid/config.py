@@ -11,13 +11,13 @@ import dataclasses, difflib, math, os, types
 from importlib import resources
 from pathlib import Path
 import yaml
+from ..core import InputError, optional, plain
+from ..distillation import TEACHERS
 from .augmentation import Augmentation
 from .backbones import package_file
-from ..core import InputError, optional, plain
 from .data import as_spec
-from .records import shown
-from ..distillation import TEACHERS
 from .objective import METRICS, MUTUAL, REGULARISERS
+from .records import shown
 
 # %% ../../nbs/reid/16b_config.ipynb #c005
 METHODS = {

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .backbones import IMAGENET, Encoder, channels_last, take_frozen, take_stem
 from ..bottlenecks import InformationBottleneck, ResidualBottleneck, VariationalBottleneck, sample_gaussian
 from ..core import InputError
+from .backbones import IMAGENET, Encoder, channels_last, take_frozen, take_stem
 
 # %% ../../nbs/reid/13_models.ipynb #c007
 def box_mean(

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..bottlenecks import CEB, MIB, VIB, EstimatedBottleneck, MutualLearning
 from ..distillation import ReleasedDistillation, SimilarityDistillation, VariationalDistillation
 from .identity_losses import cross_modal_triplet, mutual_learning
-from .metric_losses import (batch_hard, euclidean_distances, hetero_centre, hetero_centre_triplet,
-    pair_masks, released_rank, released_sinkhorn, weighted_triplet)
+from .metric_losses import batch_hard, euclidean_distances, hetero_centre, hetero_centre_triplet
+from .metric_losses import pair_masks, released_rank, released_sinkhorn, weighted_triplet
 from .models import Predictions
 
 # %% ../../nbs/reid/16a_objective.ipynb #c005

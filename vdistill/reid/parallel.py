@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from ..core import InputError, in_short
 from .augmentation import Counter
 from .cache import on_device
-from ..core import InputError, in_short
 from .models import Prediction, Predictions
 
 # %% ../../nbs/reid/16d_parallel.ipynb #env002

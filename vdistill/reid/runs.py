@@ -21,11 +21,11 @@ from .cache import by_parts
 from .checkpoints import SeenWarning, check_data, load_state, load_weights, or_previous, recall, seen_words
 from .config import TrainConfig, read_yaml
 from .data import KINDS, load_dataset, parse_spec
-from .records import ReIDDataset, as_path
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
 from .guard import SPAWN, FolderLock
 from .models import NETWORKS
 from .parallel import first_process, gather_features, own_part, world
+from .records import ReIDDataset, as_path
 
 # %% ../../nbs/reid/17a_runs.ipynb #c017
 def _from_anywhere(spec): # with the whole path

@@ -23,13 +23,13 @@ from .checkpoints import WEIGHTS, check_data, keep_previous, kept_words, last_ch
 from .checkpoints import save_state, save_weights
 from .config import TrainConfig, configure
 from .data import load_dataset
-from .records import ReIDDataset, as_path, shown
 from .evaluation import evaluate
 from .guard import FolderLock, Interrupted, Signals, Watch, compiled, fork_refused, gpu_failed, image_names
 from .guard import memory_advice, nonfinite_advice, out_of_memory, write_report
 from .objective import REGULARISERS, objective
 from .parallel import OwnRows, any_process, check_share, gather_predictions, join_world, lost_contact
 from .parallel import own_device, own_part, settle, spread, synchronised, world
+from .records import ReIDDataset, as_path, shown
 from .runs import Embedder, autocast, build_model, open_own, pick_device, read_config, start_run, write_csv
 from .weights import initialise
 

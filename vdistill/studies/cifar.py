@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from ..core import InputError, generator, half_width, seeded
+from ..knowledge_distillation import CRD, KD, VID, VSD, Outputs
 from ..reid.augmentation import random_flip, shifted
 from ..reid.checkpoints import STATE, WEIGHTS, load_state, load_weights, save_checkpoint, save_state
-from ..core import InputError, generator, half_width, seeded
 from ..reid.evaluation import run_columns
-from ..knowledge_distillation import CRD, KD, VID, VSD, Outputs
 from ..reid.runs import pick_device, write_csv
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c006

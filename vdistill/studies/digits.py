@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..core import generator, seeded
-from ..reid.evaluation import run_columns
 from ..knowledge_distillation import CRD, KD, VID, VSD, FitNet, InBatch, Net, Outputs, fit, kd_loss
+from ..reid.evaluation import run_columns
 
 # %% ../../nbs/experiments/digits_distillation.ipynb #c006
 STUDENT, TEACHER = dict(features=64, hidden=64), dict(features=64, hidden=256, layers=2)
