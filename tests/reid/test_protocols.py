@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve
@@ -11,7 +12,7 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 from vdistill.reid import evaluation
 from vdistill.core import InputError
 from vdistill.reid.evaluation import DIRECTIONS, ProtocolScores, RetrievalScores, llcm_scores, pairwise_distances, regdb_scores, results_frame, retrieval_scores, run_columns, sysu_scores
-from vdistill.reid.protocols import _device, evaluation_ratios, loop_scores, sysu_galleries
+from vdistill.reid.protocols import _device, camera_groups, evaluation_ratios, loop_scores, sysu_galleries
 from vdistill.reid.retrieval import _count_within
 
 exact = dict(atol=1e-12, rtol=0)
@@ -322,8 +323,13 @@ def test_the_names_are_in_evaluation():
 
 
 def test_evaluation_side_knows_nothing_of_the_theory():
-    from test_package import THEORY, imports_of
-    for module in ("retrieval", "protocols", "reranking"): assert not imports_of(module) & (THEORY | {"training", "data", "evaluation"}), module
+    links = architecture.graph()
+    for module in ("reid.retrieval", "reid.protocols", "reid.reranking"):
+        above = {m for m in links[module] if architecture.room_of(m) == "theory"} | links[module] & {"reid.training", "reid.data", "reid.evaluation"}
+        assert not above, module
+
+
+def test_no_images_are_no_groups(): assert camera_groups(np.array([], int), np.array([], int)) == {}
 
 
 # --- bad input

@@ -121,9 +121,10 @@ _SYSU_QUERIES = (3, 6)
 _SYSU_LOCATION = np.array([0, 1, 2, 2, 4, 5, 6]) # of each camera: 2 and 3 are in one room
 
 def camera_groups(ids, cameras, allowed=None): # {(identity, camera): rows}, by identity, then camera
+    if not len(ids): return {}
     order = np.lexsort((cameras, ids))
     changes = (np.diff(cameras[order]) != 0) | (ids[order][1:] != ids[order][:-1])
-    starts = np.flatnonzero(np.r_[True, changes]) if len(order) else []
+    starts = np.flatnonzero(np.r_[True, changes])
     parts = {(ids[rows[0]].item(), cameras[rows[0]].item()): np.sort(rows) for rows in np.split(order, starts[1:])}
     return {key: rows for key, rows in parts.items() if allowed is None or key[1] in allowed}
 
