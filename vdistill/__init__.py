@@ -23,7 +23,8 @@ PLACES = {
     "estimation": "correlated_gaussian estimate_mi",
     "reid.data": "load_dataset",
     "reid.config": "TrainConfig configure",
-    "reid.training": "Trainer load_run",
+    "reid.runs": "load_run",
+    "reid.training": "Trainer",
     "reid.evaluation": "retrieval_scores sysu_scores regdb_scores llcm_scores rerank",
     "looking.audit": "audit open_audit",
 }

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_archives import check, llcm, message, regdb, sysu, wrong # noqa: F401 (fixtures among them)
 
+from vdistill.reid import data
 from vdistill.reid.archives import fake_sysu
 from vdistill.reid.data import load_dataset
 from vdistill.reid.doctor import doctor
@@ -129,3 +130,11 @@ def test_doctor_finds_copies_of_pairs(tmp_path):
 def test_doctor_for_the_rest():
     assert doctor("synthetic").ok
     assert "no such kind" in message(doctor, "sisu:x") and "write it as sysu:DIR" in message(doctor, "sysu:")
+
+
+def test_a_kind_of_ones_own_is_opened(monkeypatch, sysu):
+    "What the doctor knows nothing of is opened by its reader, and that is what is told."
+    monkeypatch.setitem(data.KINDS, "mine", "mine:DIR")
+    monkeypatch.setitem(data.READERS, "mine", data.READERS["sysu"])
+    found = check(doctor(f"mine:{sysu}"), "reader")
+    assert found.ok and "SYSU" in found.found

@@ -26,11 +26,12 @@ from ..reid.data import load_dataset
 from ..reid.evaluation import retrieval_scores
 from ..reid.identity_losses import unit_distances
 from ..reid.models import Prediction, Predictions
+from ..reid.objective import objective
 from ..reid.protocols import evaluation_ratios
 from ..reid.records import MODALITIES
 from ..reid.runs import autocast, build_model
 from ..reid.synthetic import render
-from ..reid.training import TrainConfig, build_regulariser, configure, make_optimizer, objective
+from ..reid.training import TrainConfig, build_regulariser, configure, make_optimizer
 
 # %% ../../nbs/bench/24_benchmark.ipynb #c006
 def timings(

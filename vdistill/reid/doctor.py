@@ -52,8 +52,8 @@ def doctor(
     kind, where = parse_spec(spec)
     if images != "all" and not str(images).isdecimal():
         raise InputError(f"images={images!r}: pass all, or how many to decode")
-    examiners = dict(pairs=_examine_pairs, csv=_examine_csv, synthetic=_examine_synthetic)
-    paths, checks = examiners.get(kind, _examine_archive)(kind, where)
+    examiners = dict(pairs=_examine_pairs, csv=_examine_csv) | dict.fromkeys(PUBLISHED, _examine_archive)
+    paths, checks = examiners.get(kind, _examine_other)(kind, where)
     if paths: checks = [*checks, check_decoding(paths, images, progress)]
     return Report(str(spec), checks + check_caches(kind, cache))
 
@@ -170,7 +170,7 @@ def _check_split(part, split): # has it the people that `train` asks for?
     found = f"{len(part):,} of {len(seen):,} identities, {both:,} in both modalities"
     return Check(f"{split} images", bool(both >= least), found, f"at least {least} in both", advice)
 
-def _examine_synthetic(kind, where): return [], _opens("synthetic")
+def _examine_other(kind, where): return [], _opens(f"{kind}:{where}" if where else kind)
 
 def _opens(spec): # does the reader take it?
     with warnings.catch_warnings(record=True):
