@@ -161,7 +161,8 @@ class Site:
         for file in [self.root/name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "data/README.md")]:
             if not file.exists(): continue
             name = file.relative_to(self.root).as_posix().lower().replace("/readme", "/index")
-            write(self.proc/name, file.read_text(encoding="utf-8").replace("](nbs/", "](/"))
+            text = file.read_text(encoding="utf-8").replace("](nbs/", "](/")
+            write(self.proc/name, re.sub(r"\]\(([A-Z]+\.md)\)", lambda m: f"](/{m[1].lower()})", text))
 
     def cards(self):
         "The way in, on the first page: a card for each kind of reader, from the sidebar's sections and the sentences in READERS."
