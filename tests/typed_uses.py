@@ -5,6 +5,7 @@ from typing import Any, assert_type
 import numpy as np, pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
+import vdistill as vd
 from vdistill import __version__
 from vdistill.bottlenecks import InformationBottleneck, VariationalBottleneck
 from vdistill.bounds import alpha_floor, ceiling, cpc, dv, js, ml_cpc, nwj, smile, tuba
@@ -28,6 +29,12 @@ def information(logits: Tensor, array: NDArray[np.float64], table: Table) -> Non
     kl_divergence(logits, array)  # type: ignore[arg-type]
     kl_divergence(logits, logits, reduction=None)  # type: ignore[arg-type]
     js_divergence(logits, logits, T=2.)  # type: ignore[call-arg]
+
+def from_the_top(v: Tensor, z: Tensor) -> None:
+    assert_type(vd.vsd_loss(v, z), Tensor)
+    vd.vsd_loss(v)  # type: ignore[call-arg]
+    vd.vsd_los(v, z)  # type: ignore[attr-defined]
+    assert_type(vd.load_dataset("synthetic"), ReIDDataset)
 
 def bottlenecks() -> None:
     InformationBottleneck(64), InformationBottleneck(64, 32, hidden=(16,)), VariationalBottleneck(64, 32, [16, 8], normalization="layer")

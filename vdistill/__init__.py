@@ -55,11 +55,12 @@ _all_ = [ # the same, for `from vdistill import *` and for type checkers
     "retrieval_scores", "sysu_scores", "Trainer", "load_run"
 ]
 
-def __getattr__(name): # a name, or a room, that is asked for the first time
-    if name in MODULE_OF: found = getattr(importlib.import_module(f"{__name__}.{MODULE_OF[name]}"), name)
-    elif name in ROOMS: found = importlib.import_module(f"{__name__}.{name}")
-    else: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING: # a checker knows the names above, and refuses others
+    def __getattr__(name): # a name, or a room, that is asked for the first time
+        if name in MODULE_OF: found = getattr(importlib.import_module(f"{__name__}.{MODULE_OF[name]}"), name)
+        elif name in ROOMS: found = importlib.import_module(f"{__name__}.{name}")
+        else: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
 
 def __dir__(): return sorted([*MODULE_OF, *ROOMS, "__version__"])
