@@ -102,17 +102,20 @@ def picture(links, width=860, box=560):
         'markerWidth="8" markerHeight="8" markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#5b6b8c"/></marker></defs>')
     return head + "\n" + "\n".join(parts) + "\n</svg>\n"
 
-def table(links, root=ROOT):
-    "The rooms in numbers, as Markdown."
-    files, used = modules(root), arrows(links)
-    lines = {name: len(file.read_text("utf-8").splitlines()) for name, file in files.items()}
-    rows = ["| room | modules | lines | uses (imports) |", "|---|---|---|---|"]
+def table(links):
+    "The rooms and what they use, as Markdown."
+    used, rows = arrows(links), ["| room | modules | uses (imports) |", "|---|---|---|"]
     for room in ROOMS:
-        inside = [name for name in links if room_of(name) == room]
         below = ", ".join(f"{b} ({n})" for (a, b), n in sorted(used.items(), key=lambda item: -item[1]) if a == room)
-        rows.append(f"| {room} | {len(inside)} | {sum(lines[name] for name in inside):,} | {below} |")
-    total = f"{len(links)} modules, {sum(lines.values()):,} lines, {sum(map(len, links.values()))} imports between them"
+        rows.append(f"| {room} | {sum(room_of(name) == room for name in links)} | {below} |")
+    total = f"{len(links)} modules, {sum(map(len, links.values()))} imports between them"
     return "\n".join(rows) + f"\n\n{total}; the longest way down passes {longest(links)} modules."
+
+def sizes(links, root=ROOT):
+    "Lines of each room, for who wants to know; not written down, since every change changes them."
+    lines = {name: len(file.read_text("utf-8").splitlines()) for name, file in modules(root).items()}
+    rooms = {room: sum(n for name, n in lines.items() if room_of(name) == room) for room in ROOMS}
+    return ", ".join(f"{room} {n:,}" for room, n in rooms.items()) + f"; {sum(lines.values()):,} lines in all"
 
 def main():
     links = graph()
@@ -122,5 +125,6 @@ def main():
     if not BEGIN in text or not END in text: sys.exit(f"{page.name} has lost its marks {BEGIN} and {END}")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n{table(links)}\n{END}{after}", "utf-8")
+    print(sizes(links))
 
 if __name__ == "__main__": main()
