@@ -88,7 +88,7 @@ def picture(links, width=860, box=560):
         shown[room], y = (y, height), y + height + 22
     order = list(ROOMS).index
     lanes = sorted(((pair, n) for pair, n in arrows(links).items() if "core" not in pair), # everybody uses core
-        key=lambda item: order(item[0][1]) - order(item[0][0]))
+        key=lambda item: (order(item[0][1]) - order(item[0][0]), item[0]))
     for i, ((a, b), n) in enumerate(lanes):
         far, count = box + 32 + 18*i, len(lanes)
         start = shown[a][0] + shown[a][1]*(i + 1)/(count + 1)
@@ -106,7 +106,7 @@ def table(links):
     "The rooms and what they use, as Markdown."
     used, rows = arrows(links), ["| room | modules | uses (imports) |", "|---|---|---|"]
     for room in ROOMS:
-        below = ", ".join(f"{b} ({n})" for (a, b), n in sorted(used.items(), key=lambda item: -item[1]) if a == room)
+        below = ", ".join(f"{b} ({n})" for (a, b), n in sorted(used.items(), key=lambda item: (-item[1], item[0])) if a == room)
         rows.append(f"| {room} | {sum(room_of(name) == room for name in links)} | {below} |")
     total = f"{len(links)} modules, {sum(map(len, links.values()))} imports between them"
     return "\n".join(rows) + f"\n\n{total}; the longest way down passes {longest(links)} modules."
