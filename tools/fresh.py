@@ -37,10 +37,8 @@ def fingerprint(notebook, root=ROOT):
     "The hash of everything that a notebook's output follows from."
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     modules = [root/"vdistill"/f"{name.replace('.', '/')}.py" for name in sorted(set().union(*map(imported, cells)))]
-    named = set(re.findall(r"[\w-]+\.csv", "\n".join(cells))) # or a string that is a name of two words or more
-    named |= {f"{name}.csv" for name in re.findall(r"[\"']([\w-]+[_-][\w-]+)[\"']", "\n".join(cells))}
-    tables = [path for path in sorted((root/"data"/"results").glob("*.csv")) if path.name in named]
-    parts = [*map(code_of, cells), *(code_of(p.read_text("utf-8")) for p in modules if p.is_file()), *(p.read_text("utf-8") for p in tables)]
+    tables = [root/"data"/"results"/name for name in sorted(set(re.findall(r"[\w-]+\.csv", "\n".join(cells))))]
+    parts = [*map(code_of, cells), *(code_of(p.read_text("utf-8")) for p in modules if p.is_file()), *(p.read_text("utf-8") for p in tables if p.is_file())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 def is_fresh(path, root=ROOT):
