@@ -72,7 +72,8 @@ def floors(links, room):
     names = [name.rpartition(".")[2] for name in links if room_of(name) == room]
     if room not in FLOORS: return [", ".join(names)]
     placed = {name: floor for floor, some in FLOORS[room].items() for name in some.split()}
-    if lost := set(names) ^ set(placed): sys.exit(f"tools/architecture.py: {', '.join(sorted(lost))} on no floor of {room}, or gone")
+    if lost := set(names) ^ set(placed):
+        sys.exit(f"tools/architecture.py: {', '.join(sorted(lost))} on no floor of {room}, or gone")
     return [f"{floor}: {', '.join(name for name in placed if placed[name] == floor)}" for floor in FLOORS[room]]
 
 def picture(links, width=860, box=560):
@@ -99,14 +100,16 @@ def picture(links, width=860, box=560):
         parts.append(f'<text x="{far + 2}" y="{(start + end)/2:.0f}" font-size="10.5" fill="{colour}">{n}</text>')
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" font-family="sans-serif" font-size="14">'
         f'<rect width="{width}" height="{y}" fill="#ffffff"/><defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" '
-        'markerWidth="8" markerHeight="8" markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#5b6b8c"/></marker></defs>')
+        'markerWidth="8" markerHeight="8" markerUnits="userSpaceOnUse" orient="auto">'
+        '<path d="M0,0 L8,4 L0,8 z" fill="#5b6b8c"/></marker></defs>')
     return head + "\n" + "\n".join(parts) + "\n</svg>\n"
 
 def table(links):
     "The rooms and what they use, as Markdown."
     used, rows = arrows(links), ["| room | modules | uses (imports) |", "|---|---|---|"]
     for room in ROOMS:
-        below = ", ".join(f"{b} ({n})" for (a, b), n in sorted(used.items(), key=lambda item: (-item[1], item[0])) if a == room)
+        uses = sorted((-n, b) for (a, b), n in used.items() if a == room) # the most used first
+        below = ", ".join(f"{b} ({-n})" for n, b in uses)
         rows.append(f"| {room} | {sum(room_of(name) == room for name in links)} | {below} |")
     total = f"{len(links)} modules, {sum(map(len, links.values()))} imports between them"
     return "\n".join(rows) + f"\n\n{total}; the longest way down passes {longest(links)} modules."
@@ -122,7 +125,7 @@ def main():
     (ROOT/"nbs/images/rooms.svg").write_text(picture(links), "utf-8")
     page = ROOT/"ARCHITECTURE.md"
     text = page.read_text("utf-8")
-    if not BEGIN in text or not END in text: sys.exit(f"{page.name} has lost its marks {BEGIN} and {END}")
+    if BEGIN not in text or END not in text: sys.exit(f"{page.name} has lost its marks {BEGIN} and {END}")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n{table(links)}\n{END}{after}", "utf-8")
     print(sizes(links))

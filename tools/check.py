@@ -34,11 +34,12 @@ def changed(target, pattern):
     read = lambda p: p.read_bytes() if p.exists() else None
     return sorted(str(n) for n in names if read(ROOT/n) != read(target/n))
 
-def check(target, what, command, pattern, remedy):
-    "Run a command in the copy and compare."
+def check(target, what, command, patterns, remedy):
+    "Run a command in the copy and compare the files of one or several patterns."
     done = subprocess.run(command, cwd=target, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode: sys.exit(f"{what}: {' '.join(map(str, command))} failed\n{done.stdout}{done.stderr}")
-    if files := changed(target, pattern): sys.exit(f"{what}: {', '.join(files)} would change. Run `{remedy}` and commit the result.")
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if files := [file for pattern in patterns for file in changed(target, pattern)]: sys.exit(f"{what}: {', '.join(files)} would change. Run `{remedy}` and commit the result.")
     print(f"{what}: yes")
 
 with tempfile.TemporaryDirectory() as folder:
@@ -48,8 +49,8 @@ with tempfile.TemporaryDirectory() as folder:
     check(target, "Library in sync with the notebooks", [SCRIPTS/"nbdev-export"], "vdistill/**/*.py", "nbdev-export")
     check(target, "Start page in sync with the sidebar", [sys.executable, "tools/start.py"], "nbs/start.ipynb", "python tools/start.py")
     check(target, "README in sync with index.ipynb", [sys.executable, "tools/readme.py"], "README.md", "python tools/readme.py")
-    check(target, "Picture of the rooms in sync with the library", [sys.executable, "tools/architecture.py"], "nbs/images/rooms.svg", "python tools/architecture.py")
-    check(target, "ARCHITECTURE.md in sync with the library", [sys.executable, "tools/architecture.py"], "ARCHITECTURE.md", "python tools/architecture.py")
+    check(target, "Picture and table of the rooms in sync with the library", [sys.executable, "tools/architecture.py"],
+        ["nbs/images/rooms.svg", "ARCHITECTURE.md"], "python tools/architecture.py")
 if long := list(long_lines()): sys.exit(f"Lines of code have at most {WIDTH} characters: not {', '.join(long[:20])}" + (f" and {len(long) - 20} more" if len(long) > 20 else ""))
 print(f"Lines of code have at most {WIDTH} characters: yes")
 if old := [str(path.relative_to(ROOT)) for path in notebooks() if not is_fresh(path)]: sys.exit(f"Outputs are those of the code: not in {', '.join(old)}. Run `make fresh` and commit the result.")

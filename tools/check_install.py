@@ -40,7 +40,7 @@ def build(
 
 def modules(wheel):
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vdistill/") and name.endswith(".py")]
-    return sorted(".".join(name.with_suffix("").parts) for name in names if "__" not in name.stem and name.stem != "_modidx")
+    return sorted(".".join(name.with_suffix("").parts) for name in names if "__" not in name.stem)
 
 def unpack(
     wheel,
