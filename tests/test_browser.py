@@ -195,6 +195,8 @@ def test_every_page_fits(page, site, copy, width, scheme):
     for name in names:
         page.goto(f"{site}/{name}")
         page.wait_for_load_state("networkidle")
+        cut = page.evaluate("[...document.querySelectorAll('pre.sourceCode.python')].filter(c => c.scrollWidth > c.clientWidth + 1).length")
+        if cut: faults.append(f"{name}: {cut} pieces of code do not fit")
         if (wide := page.evaluate("document.documentElement.scrollWidth")) > width: faults.append(f"{name}: {wide} wide")
         faults += [f"{name}: no picture {source}" for source in page.evaluate("[...document.images].filter(i => i.loading != 'lazy' && i.complete && !i.naturalWidth).map(i => i.src.slice(0, 80))")]
     assert len(names) > 100 and not faults

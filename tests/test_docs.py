@@ -1,5 +1,5 @@
 "The documentation site: does the checker see each fault, and is a small site whole without Quarto and without a network?"
-import base64, io, json, sys
+import base64, io, json, re, sys
 from pathlib import Path
 import pytest
 from PIL import Image
@@ -107,6 +107,7 @@ def test_a_small_site_is_whole_without_a_network(project, capsys):
     assert 'id="def-add"' in page and "add" in page and "../api/maths.html" in page and "../source/maths.html" in page
     assert 'alt="A heading: with a colon: A curve goes up."' in page
     assert "1&nbsp;±&nbsp;2" in page
+    assert '<span class="code-line"' in page
     assert "../changelog.html" in page and "../index.html#two-words" in page
     assert "widget-view+json" in page and '"description": ""' in page
     assert '<a href="../notebooks/part/01_maths.ipynb" download' in page and (project/"_docs/notebooks/part/01_maths.ipynb").exists()
@@ -115,6 +116,17 @@ def test_a_small_site_is_whole_without_a_network(project, capsys):
     gallery = (project/"_docs/gallery.html").read_text(encoding="utf-8")
     assert 'href="part/01_maths.html#picture-5"' in gallery and (project/"_docs/gallery/part-01_maths-0.webp").exists()
     assert "A small one" in (project/"_docs/search.js").read_text(encoding="utf-8") or "Hello" in (project/"_docs/search.js").read_text(encoding="utf-8")
+
+def test_long_lines_of_code_go_on_below():
+    "Nothing of the code is lost, each line is a block, and a string over two lines is coloured in both."
+    code = 'if x:\n    <span class="bu">print</span>(<span class="st">"""a</span>\n<span class="st">  b"""</span>, <span class="st">"""c\n  d"""</span>)'
+    made = docs.lines_that_wrap(code)
+    words = lambda html: re.sub(r"<[^>]+>", "", html)
+    assert words(made) == words(code) + "\n"
+    lines = made.split('<span class="code-line"')[1:]
+    assert [re.search(r"--in: (\d+)ch", line)[1] for line in lines] == ["4", "8", "6", "6"]
+    assert all(('<span class="code-line"' + line).count("<span") == line.count("</span>") for line in lines)
+    assert lines[3].count('<span class="st">') == 1
 
 def test_a_chapter_that_the_sidebar_forgets_is_named(project):
     docs.write(project/"nbs/02_lost.ipynb", json.dumps(dict(cells=[text("# lost\n\n> Nobody leads here."), code("draw()", {"image/png": png()})], metadata={}, nbformat=4, nbformat_minor=5)))

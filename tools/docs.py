@@ -265,8 +265,22 @@ def unbroken(table):
     "A table whose short cells stay on one line."
     return re.sub(r"(<t[dh]\b[^>]*>)([^<]{1,20})(?=</t)", lambda m: m[1] + m[2].strip().replace(" ", "&nbsp;"), table)
 
+def lines_that_wrap(code):
+    "Highlighted code with each line in a block of its own, so that one too long for the screen goes on below, further in."
+    lines, open_spans = [""], []
+    for piece in re.findall(r"<[^>]+>|\n|[^<\n]+", code):
+        if piece == "\n":
+            lines[-1] += "</span>"*len(open_spans)
+            lines.append("".join(open_spans))
+            continue
+        if piece.startswith("</"): open_spans.pop()
+        elif piece.startswith("<"): open_spans.append(piece)
+        lines[-1] += piece
+    indents = [len(text) - len(text.lstrip(" ")) for text in (re.sub(r"<[^>]+>", "", line) for line in lines)]
+    return "".join(f'<span class="code-line" style="--in: {n + 4}ch">{line}\n</span>' for n, line in zip(indents, lines))
+
 def finish(target, nbs):
-    "What neither renderer does: libraries from the site itself, tables that scroll, notebooks to take home, an index that is found without a server."
+    "What neither renderer does: libraries from the site itself, tables that scroll, code that wraps, notebooks to take home, an index that is found without a server."
     for sentence in site_libs.install(target/"site_libs"): print(sentence)
     for file in target.rglob("*.css"):
         style = file.read_text(encoding="utf-8")
@@ -276,6 +290,7 @@ def finish(target, nbs):
         page = re.sub(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist/", f"{libs}katex/", page)
         page = re.sub(r'<(?:script|link)\b[^>]*?(?:src|href)="([^"]*site_libs/(?:katex|widgets)/[^"]*)"[^>]*>(?:</script>)?', lambda m: m[0] if (file.parent/m[1]).exists() else "", page)
         page = re.sub(r"<table\b.*?</table>", lambda m: f'<div class="table-scroll" tabindex="0">{unbroken(m[0])}</div>', page, flags=re.S)
+        page = re.sub(r'(<pre class="sourceCode python[^>]*><code[^>]*>)(.*?)(?=</code></pre>)', lambda m: m[1] + lines_that_wrap(m[2]), page, flags=re.S)
         file.write_text(page, encoding="utf-8")
     if (target/"search.json").exists(): write(target/"search.js", f"window.siteIndex = {(target/'search.json').read_text(encoding='utf-8')};")
     for notebook in nbs.rglob("*.ipynb"):
