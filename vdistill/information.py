@@ -8,14 +8,14 @@ __all__ = ['Table', 'marginal', 'as_table', 'conditional', 'extend', 'random_dis
            'js_divergence', 'expected_divergence']
 
 # %% ../nbs/information/01_information.ipynb #c002
-import itertools, math, warnings
+import itertools, math
 from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError, LogitsWarning, as_numbers, as_tensor, as_tensors, warn_of_probabilities
+from .core import InputError, as_numbers, as_tensor, as_tensors, warn_of_probabilities
 
 # %% ../nbs/information/01_information.ipynb #c006
 class Table:
@@ -263,9 +263,9 @@ def expected_divergence(
 ): # nats
     "E over (a, b) of D[p(target | a) ‖ p(target | b)], by the functions that the losses use."
     table = as_table(table)
-    weights, log_a, log_b = (as_tensor(x)
+    weights, from_a, from_b = (as_tensor(x)
         for x in (_pair(table, a, b), conditional(table, target, a), conditional(table, target, b)))
     i, j = (weights > 0).nonzero().T
-    values = (divergence or kl_divergence)(log_a[i].log(), log_b[j].log(), reduction="none")
+    values = (divergence or kl_divergence)(from_a[i].log(), from_b[j].log(), reduction="none")
     value = weights[i, j] @ values
     return value if torch.is_tensor(table.p) else float(value)
