@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import InputError, as_tensor, as_tensors, generator
-from .information import mutual_information
+from .information import _precise, mutual_information
 
 # %% ../nbs/information/04_bounds.ipynb #c006
 def positives_and_negatives(
@@ -38,10 +38,6 @@ def positives_and_negatives(
         raise InputError(f"scores {tuple(scores.shape)} and negatives {tuple(negatives.shape)}; "
             "needed: (n,) and (n, m - 1), with m >= 2")
     return _precise(scores), _precise(negatives)
-
-def _precise(x):
-    x = as_tensor(x)
-    return x if x.dtype == torch.float64 else x.float()
 
 # %% ../nbs/information/04_bounds.ipynb #c009
 def alpha_floor(

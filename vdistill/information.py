@@ -197,8 +197,11 @@ def _log_probabilities(p_logits, q_logits, temperature):
         raise InputError(f"logits must be floating point, got {p_logits.dtype} and {q_logits.dtype}")
     if not temperature > 0: raise InputError(f"temperature must be positive, got {temperature}")
     warn_of_probabilities(p_logits, q_logits)
-    return [F.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, dim=1)
-        for x in (p_logits, q_logits)]
+    return [F.log_softmax(_precise(x) / temperature, dim=1) for x in (p_logits, q_logits)]
+
+def _precise(x): # float32, or float64 where it is that already
+    x = as_tensor(x)
+    return x if x.dtype == torch.float64 else x.float()
 
 def _reduce(values, reduction):
     if reduction == "none": return values

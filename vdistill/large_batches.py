@@ -9,8 +9,9 @@ __all__ = ['ml_cpc_embedded', 'ml_cpc_pooled']
 import math
 import torch
 from torch import Tensor
-from .bounds import _ml_cpc, _precise, positives_and_negatives
+from .bounds import _ml_cpc, positives_and_negatives
 from .core import InputError, as_tensor, as_tensors
+from .information import _precise
 
 # %% ../nbs/information/04b_large_batches.ipynb #c051
 class _TiledLogSumExp(torch.autograd.Function):

@@ -12,7 +12,7 @@ import vdistill.bench.speed as speed
 from vdistill.bench.benchmark import COLUMNS, Step
 from vdistill.bench.loops import LoopStep, compare_losses
 from vdistill.bench.roofline import Roofline, random_batch, roofline, speed_config, step_floor
-from vdistill.bench.speed import GOALS, NOT_MEASURED, PARTS, loop_rate, made_up_sysu, plot_shares, profile_step, reader, recipe_rows, run_speed, step_counts, step_times, verdicts, write_speed
+from vdistill.bench.speed import GOALS, NOT_MEASURED, PARTS, loop_rate, made_up_sysu, profile_step, reader, recipe_rows, run_speed, step_counts, step_times, verdicts, write_speed
 from vdistill.reid.training import Trainer
 
 cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -38,8 +38,6 @@ def test_shares_sum_to_one():
     for t in tables:
         assert tuple(t.part) == PARTS and (t.milliseconds > 0).all() and t.share.sum() == pytest.approx(1)
         assert np.allclose(t.share, t.milliseconds/t.milliseconds.sum())
-    ax = plot_shares(pd.concat(tables))
-    assert len(ax.patches) == 2*len(PARTS) and sum(p.get_width() for p in ax.patches) == pytest.approx(2)
 
 
 def test_the_front_end_is_no_part_of_the_network(monkeypatch):
