@@ -70,11 +70,11 @@ def distinct_rows(
 ) -> Tensor: # positions: of rows that are copies only the first; of those that repeat by right all
     "The rows of a table that count."
     rows = pd.DataFrame(torch.cat(columns, 1).numpy() + 0.) # -0 is 0
-    of = pd.factorize(pd.util.hash_pandas_object(rows, index=False))[0] # which of the rows that differ
-    times, earlier = np.bincount(of), pd.Series(of).groupby(of).cumcount().to_numpy()
-    stacked = np.gcd.reduce(times) if len(times) >= 20 else 1 # so many copies of the whole table
-    kept = earlier*stacked < times[of]
-    if (times > stacked).any(): kept &= (earlier == 0) | ~_is_copied(rows[earlier == 0], times)[of]
+    group = pd.factorize(pd.util.hash_pandas_object(rows, index=False))[0] # equal rows have one number
+    times, earlier = np.bincount(group), pd.Series(group).groupby(group).cumcount().to_numpy()
+    copies = np.gcd.reduce(times) if len(times) >= 20 else 1 # of the whole table
+    kept = earlier*copies < times[group]
+    if (times > copies).any(): kept &= (earlier == 0) | ~_is_copied(rows[earlier == 0], times)[group]
     return torch.from_numpy(np.flatnonzero(kept))
 
 # rows of which a value that is no rounded one stands in no other row, but several times in this
