@@ -216,7 +216,10 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path):
     torch.save(Bomb(tmp_path/"ran"), tmp_path/"bomb.pt")
     (tmp_path/"text.safetensors").write_text("no weights")
     torch.save([1, 2], tmp_path/"list.pt")
-    for name in ("bomb.pt", "text.safetensors", "list.pt"): assert "gives no teacher" in refused(C.read_weights, tmp_path/name, "large")
+    torch.save(dict(epoch=3), tmp_path/"numbers.pt")
+    for name, why in {"bomb.pt": "not opened", "text.safetensors": "no weight file", "list.pt": "holds a list", "numbers.pt": "no tensors"}.items():
+        said = refused(C.read_weights, tmp_path/name, "large")
+        assert why in said and name in said
     assert not (tmp_path/"ran").exists()
 
 

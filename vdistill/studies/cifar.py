@@ -167,8 +167,7 @@ def read_weights(
     "A network with weights out of a file."
     network, counted = Network(name), lambda k: "num_batches" in k
     try: state = {k: v for k, v in find_state(read_foreign(path)).state.items() if not counted(k)}
-    except InputError as e:
-        raise InputError(f"{path} gives no teacher: {e}; without --teacher one is trained") from None
+    except InputError as e: raise InputError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
     own = {k: v for k, v in network.state_dict().items() if not counted(k)}
     if state.keys() != own.keys(): # names of others, in their order, which safetensors does not keep
         in_order = len(state) == len(own) and Path(path).suffix != ".safetensors"
