@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vdistill.looking import audit, audit_bounds, cases, plots, widgets
-from vdistill import bottlenecks, bounds, distillation, estimation, information, knowledge_distillation
+from vdistill import bottlenecks, bounds, columns, distillation, information, knowledge_distillation, large_batches
 from vdistill.reid import evaluation, identity_losses, metric_losses, protocols, reranking, retrieval
 from vdistill.reid.batches import IdentitySampler
 from vdistill.core import InputError, LogitsWarning, as_array, as_label_array, as_labels, as_tensor, as_tensors, generator
@@ -42,7 +42,7 @@ TAKES_NUMBERS = { # name -> function of a converter
     "vib_loss": lambda f: bottlenecks.vib_loss(f(X), [0, 1, 2, 0, 1, 2, 0, 1], f(X[:, 0]**2)), "gaussian_kl": lambda f: bottlenecks.gaussian_kl(f(X), f(Y)), "js_information": lambda f: bottlenecks.js_information(f(SQUARE)),
     **{name: lambda f, name=name: getattr(bounds, name)(f(SQUARE)) for name in ("cpc", "ml_cpc", "nwj", "dv", "js", "smile", "tuba", "interpolated", "js_loss", "club", "leave_one_out")},
     "negatives": lambda f: bounds.ml_cpc(f(X[:, 0]), f(SQUARE)), "ba": lambda f: bounds.ba(f(X[:, 0])), "skew_kl": lambda f: bounds.skew_kl(f(X[:, 0]), .1), "optimal_critic": lambda f: bounds.optimal_critic(f(X[:, 0]), epsilon=.1), "log_density_ratio": lambda f: bounds.log_density_ratio(f(SQUARE), bound="dv")[0],
-    "ml_cpc_embedded": lambda f: bounds.ml_cpc_embedded(f(X), f(Y)), "outcomes": lambda f: bounds.outcomes(f(TABLE), 2, 2)[3], "as_columns": lambda f: estimation.as_columns(f(X)),
+    "ml_cpc_embedded": lambda f: large_batches.ml_cpc_embedded(f(X), f(Y)), "outcomes": lambda f: bounds.outcomes(f(TABLE), 2, 2)[3], "as_columns": lambda f: columns.as_columns(f(X)),
     "pairwise_distances": lambda f: retrieval.pairwise_distances(f(X), f(Y)), "euclidean": lambda f: retrieval.pairwise_distances(f(X), f(Y), "euclidean"), "retrieval_scores": lambda f: retrieval.retrieval_scores(f(SQUARE**2), IDS, OTHER).mean_ap,
     "rerank": lambda f: reranking.rerank(f(X), f(Y), 3, 2), "rerank_densely": lambda f: reranking.rerank_densely(f(X), f(Y), 3, 2), "llcm_scores": lambda f: next(iter(protocols.llcm_scores(f(X), IDS, IDS, f(Y), OTHER, OTHER + 1).values())).mean.mean_ap,
     "regdb_scores": lambda f: next(iter(protocols.regdb_scores([(f(X), IDS, f(Y), OTHER)]).values())).mean.mean_ap, "score_features": lambda f: [r["value"] for r in evaluation.score_features({"v": (f(X), f(Y))}, IDS, OTHER)],

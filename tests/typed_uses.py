@@ -12,7 +12,8 @@ from vdistill.bounds import alpha_floor, ceiling, cpc, dv, js, ml_cpc, nwj, smil
 from vdistill.reid.data import load_dataset
 from vdistill.reid.records import ReIDDataset
 from vdistill.distillation import VariationalDistillation, released_loss, vcd_loss, vml_loss, vsd_loss
-from vdistill.estimation import MIEstimate, Task, correlated_gaussian, estimate_mi
+from vdistill.estimation import MIEstimate, correlated_gaussian, estimate_mi
+from vdistill.tasks import Task
 from vdistill.reid.evaluation import ProtocolScores, RetrievalScores, llcm_scores, regdb_scores, rerank, retrieval_scores, sysu_scores
 from vdistill.information import Table, entropy, js_divergence, kl_divergence, mutual_information
 from vdistill.reid.training import TrainConfig, Trainer

@@ -28,8 +28,8 @@ PLACES = {
     "reid.evaluation": "retrieval_scores sysu_scores regdb_scores llcm_scores rerank",
     "looking.audit": "audit open_audit",
 }
-ROOMS = ("core", "information", "bottlenecks", "distillation", "bounds", "estimation", "knowledge_distillation",
-    "reid", "looking", "bench", "studies", "cli")
+ROOMS = ("core", "information", "bottlenecks", "distillation", "bounds", "large_batches", "tasks", "columns",
+    "estimation", "knowledge_distillation", "reid", "looking", "bench", "studies", "cli")
 MODULE_OF = {name: module for module, names in PLACES.items() for name in names.split()}
 
 # %% ../nbs/00_names.ipynb #c007

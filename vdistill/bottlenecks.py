@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import InputError, as_tensor, as_tensors, plain, warn_of_probabilities
-from .information import kl_divergence
+from .information import _precise, kl_divergence
 
 # %% ../nbs/information/02_bottlenecks.ipynb #c009
 def _mlp(in_features, out_features, hidden, normalization):
@@ -81,7 +81,7 @@ def gaussian_kl(
     log_variance: Tensor, # `(B, D)`
 ) -> Tensor: # `(B,)`, nats, float32 or better
     "D_KL[N(mean, variance) ‖ N(0, 1)], summed over dimensions."
-    mean, log_variance = (x if x.dtype == torch.float64 else x.float() for x in as_tensors(mean, log_variance))
+    mean, log_variance = map(_precise, as_tensors(mean, log_variance))
     return 0.5 * (mean.square() + log_variance.expm1() - log_variance).sum(1)
 
 def sample_gaussian(
@@ -265,7 +265,7 @@ def symmetrised_kl(
 ) -> Tensor: # `(B,)`, nats, float32 or better
     "½ (KL[N₁ ‖ N₂] + KL[N₂ ‖ N₁]) of two diagonal Gaussians."
     codes = as_tensors(mean_1, log_variance_1, mean_2, log_variance_2, name="means and log-variances")
-    mean_1, log_variance_1, mean_2, log_variance_2 = (x if x.dtype == torch.float64 else x.float() for x in codes)
+    mean_1, log_variance_1, mean_2, log_variance_2 = map(_precise, codes)
     difference = (mean_1 - mean_2).square()
     ratio = (log_variance_1 - log_variance_2).cosh() - 1
     return 0.5 * (ratio + 0.5 * difference * ((-log_variance_1).exp() + (-log_variance_2).exp())).sum(1)

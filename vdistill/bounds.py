@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEGATIVES', 'LINEAR', 'CONTRASTIVE', 'TOO_LARGE', 'positives_and_negatives', 'alpha_floor', 'ceiling', 'shortfall',
-           'too_few', 'BoundWarning', 'cpc', 'ml_cpc', 'outcomes', 'draw_scores', 'largest_violation', 'tuba', 'nwj',
-           'interpolated', 'dv', 'MINE', 'js_loss', 'js', 'smile', 'ba', 'club', 'leave_one_out', 'optimal_critic',
-           'skew_kl', 'log_density_ratio', 'standing', 'ml_cpc_embedded', 'ml_cpc_pooled']
+           'too_few', 'BoundWarning', 'cpc', 'ml_cpc', 'outcomes', 'largest_violation', 'tuba', 'nwj', 'interpolated',
+           'dv', 'MINE', 'js_loss', 'js', 'smile', 'ba', 'club', 'leave_one_out', 'optimal_critic', 'skew_kl',
+           'log_density_ratio', 'standing']
 
 # %% ../nbs/information/04_bounds.ipynb #c002
 import math, warnings
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import InputError, as_tensor, as_tensors, generator
-from .information import mutual_information
+from .information import _precise, mutual_information
 
 # %% ../nbs/information/04_bounds.ipynb #c006
 def positives_and_negatives(
@@ -38,10 +38,6 @@ def positives_and_negatives(
         raise InputError(f"scores {tuple(scores.shape)} and negatives {tuple(negatives.shape)}; "
             "needed: (n,) and (n, m - 1), with m >= 2")
     return _precise(scores), _precise(negatives)
-
-def _precise(x):
-    x = as_tensor(x)
-    return x if x.dtype == torch.float64 else x.float()
 
 # %% ../nbs/information/04_bounds.ipynb #c009
 def alpha_floor(
@@ -141,17 +137,6 @@ def outcomes(
     if negatives == "batch": others = torch.stack([y[:, [j for j in range(n) if j != i]] for i in range(n)], 1)
     else: others = new.reshape(len(new), -1, m - 1).expand(-1, n, -1)
     return x, y, others, p
-
-def draw_scores(
-    joint: Tensor, # `(X, Y)` probabilities
-    log_critic: Tensor, # `(…, X, Y)` scores f = log g
-    n: int, m: int,
-    negatives: str = "batch", # as in `outcomes`
-) -> tuple: # positives `(…, T, n)`, negatives `(…, T, n, m - 1)`, probability `(T,)`
-    "The scores of every draw."
-    joint, log_critic = as_tensors(joint, log_critic, name="tables")
-    x, y, others, p = outcomes(joint, n, m, negatives)
-    return log_critic[..., x, y], log_critic[..., x[..., None], others], p
 
 def largest_violation(
     joint: Tensor, # `(X, Y)` probabilities, float64
@@ -290,10 +275,13 @@ def optimal_critic(
     log_ratio = _precise(log_ratio)
     if bound in ("cpc", "dv", "mine", "js", "smile"): return log_ratio
     if bound == "nwj": return log_ratio + 1
+    _check_ml_cpc(bound, epsilon)
+    return log_ratio - torch.logaddexp(math.log(epsilon) + log_ratio, torch.full_like(log_ratio, math.log1p(-epsilon)))
+
+def _check_ml_cpc(bound, epsilon): # called where every other bound has had its answer
     if bound != "ml_cpc" or not 0 < epsilon < 1:
         raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, "
             "or ml_cpc with epsilon = α/m between 0 and 1")
-    return log_ratio - torch.logaddexp(math.log(epsilon) + log_ratio, torch.full_like(log_ratio, math.log1p(-epsilon)))
 
 def skew_kl(
     log_ratio: Tensor, # `(…, n)` log r of pairs drawn from p
@@ -320,9 +308,7 @@ def log_density_ratio(
     if bound == "nwj": return f - 1, g - 1
     if bound == "cpc": return f - _log_mean(g), g - _log_mean(g)[..., None] # up to a function of x: E_q[r|x] = 1
     if bound in ("dv", "mine"): return f - _log_mean(g.flatten(-2)), g - _log_mean(g.flatten(-2))
-    if bound != "ml_cpc" or not 0 < epsilon < 1:
-        raise InputError(f"bound={bound!r}, epsilon={epsilon}: needed is cpc, dv, mine, nwj, js, smile, "
-            "or ml_cpc with epsilon = α/m between 0 and 1")
+    _check_ml_cpc(bound, epsilon)
     scale = torch.logaddexp(math.log(epsilon) + _log_mean(f), math.log1p(-epsilon) + _log_mean(g.flatten(-2)))
     return tuple(math.log1p(-epsilon) + x - torch.log1p(-(epsilon*x.exp()).clamp(max=1))
         for x in (f - scale, g - scale))
@@ -355,75 +341,3 @@ def standing(
     return "only checked" if bound == "ml_cpc" and negatives != "per row" else "proven"
 
 LINEAR, CONTRASTIVE, TOO_LARGE = ("tuba", "nwj", "interpolated", "js"), ("cpc", "ml_cpc"), ("dv", "mine", "smile")
-
-# %% ../nbs/information/04_bounds.ipynb #c051
-class _TiledLogSumExp(torch.autograd.Function):
-    "log Σ_k exp(a_i · b_k) for each i, a tile of b at a time; the tiles are computed again for the gradient."
-    @staticmethod
-    def forward(ctx, a, b, tile, skip_diagonal):
-        out = a.new_full((len(a),), -math.inf)
-        for k in range(0, len(b), tile): out = torch.logaddexp(out, _tile(a, b, k, tile, skip_diagonal).logsumexp(1))
-        ctx.save_for_backward(a, b, out)
-        ctx.tile, ctx.skip_diagonal = tile, skip_diagonal
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient):
-        a, b, out = ctx.saved_tensors
-        to_a, to_b = (torch.zeros_like(x) if asked else None for x, asked in zip((a, b), ctx.needs_input_grad))
-        with torch.autocast(a.device.type, enabled=False):
-            for k in range(0, len(b), ctx.tile):
-                w = (_tile(a, b, k, ctx.tile, ctx.skip_diagonal) - out[:, None]).exp_()*gradient[:, None]
-                if to_a is not None: to_a += w @ b[k:k + ctx.tile]
-                if to_b is not None: to_b[k:k + ctx.tile] = w.T @ a # a queue asks for none
-        return to_a, to_b, None, None
-
-def _tile(a, b, k, tile, skip_diagonal):
-    s = a @ b[k:k + tile].T
-    if skip_diagonal: s.diagonal(-k).fill_(-math.inf) if k < len(a) else None
-    return s
-
-def ml_cpc_embedded(
-    a: Tensor, # `(n, d)` a(x), scaled by what the critic's temperature asks for
-    b: Tensor, # `(n, d)` b(y), paired with `a` row by row
-    negatives: Tensor|None = None, # `(m - 1, d)` b of further y, the same for all rows; None: the other rows of `b`
-    *,
-    alpha=1., # as in `ml_cpc`
-    tile: int = 4096, # negatives at a time
-) -> Tensor: # nats
-    "`ml_cpc` of the scores a · b without ever holding them: memory grows with n + m."
-    a, b = as_tensors(a, b, name="embeddings")
-    negatives = None if negatives is None else as_tensor(negatives, "negatives", a)
-    if a.shape != b.shape or a.ndim != 2 or (negatives is not None and negatives.shape[1:] != a.shape[1:]):
-        raise InputError(f"a {tuple(a.shape)}, b {tuple(b.shape)}, "
-            f"negatives {None if negatives is None else tuple(negatives.shape)}; needed: (n, d), (n, d), (m - 1, d)")
-    n, m = len(a), len(a) if negatives is None else len(negatives) + 1
-    if m < 2 or tile < 1:
-        raise InputError(f"m={m}, tile={tile}: needed are at least one negative and a tile of at least 1")
-    with torch.autocast(a.device.type, enabled=False): # sums of exponentials are float32's business
-        a, b = _precise(a), _precise(b)
-        candidates = b if negatives is None else _precise(negatives)
-        s_minus = _TiledLogSumExp.apply(a, candidates, tile, negatives is None).logsumexp(0)
-        f = (a*b).sum(1)
-        return _ml_cpc(f.mean(), f.logsumexp(0), s_minus, n, m, alpha)
-
-# %% ../nbs/information/04_bounds.ipynb #c057
-def ml_cpc_pooled(
-    scores: Tensor, # `(n, n)` or `(n,)`, of this process
-    negatives: Tensor|None = None, # `(n, m - 1)`, with the second form
-    *,
-    alpha: float = 1.,
-    group=None, # of processes; default: all
-) -> Tensor: # nats, the same in every process
-    "`ml_cpc` of all processes' scores, n and m alike in each; its gradient, averaged over processes, is the whole's."
-    import torch.distributed as dist
-    f, g = positives_and_negatives(scores, negatives)
-    size, rank = dist.get_world_size(group), dist.get_rank(group)
-    n, m = size*f.shape[-1], g.shape[-1] + 1
-    own = torch.stack([f.mean(-1), f.logsumexp(-1), g.flatten(-2).logsumexp(-1)])
-    parts = [torch.empty_like(own) for _ in range(size)]
-    dist.all_gather(parts, own.detach(), group=group)
-    parts[rank] = own
-    mean, s_plus, s_minus = torch.stack(parts, 1)
-    value = _ml_cpc(mean.mean(0), s_plus.logsumexp(0), s_minus.logsumexp(0), n, m, alpha)
-    return value.detach() + size*(value - value.detach())

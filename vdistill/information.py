@@ -8,14 +8,14 @@ __all__ = ['Table', 'marginal', 'as_table', 'conditional', 'extend', 'random_dis
            'js_divergence', 'expected_divergence']
 
 # %% ../nbs/information/01_information.ipynb #c002
-import itertools, math, warnings
+import itertools, math
 from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from .core import InputError, LogitsWarning, as_numbers, as_tensor, as_tensors, warn_of_probabilities
+from .core import InputError, as_numbers, as_tensor, as_tensors, warn_of_probabilities
 
 # %% ../nbs/information/01_information.ipynb #c006
 class Table:
@@ -197,8 +197,11 @@ def _log_probabilities(p_logits, q_logits, temperature):
         raise InputError(f"logits must be floating point, got {p_logits.dtype} and {q_logits.dtype}")
     if not temperature > 0: raise InputError(f"temperature must be positive, got {temperature}")
     warn_of_probabilities(p_logits, q_logits)
-    return [F.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, dim=1)
-        for x in (p_logits, q_logits)]
+    return [F.log_softmax(_precise(x) / temperature, dim=1) for x in (p_logits, q_logits)]
+
+def _precise(x): # float32, or float64 where it is that already
+    x = as_tensor(x)
+    return x if x.dtype == torch.float64 else x.float()
 
 def _reduce(values, reduction):
     if reduction == "none": return values
@@ -263,9 +266,9 @@ def expected_divergence(
 ): # nats
     "E over (a, b) of D[p(target | a) ‖ p(target | b)], by the functions that the losses use."
     table = as_table(table)
-    weights, log_a, log_b = (as_tensor(x)
+    weights, from_a, from_b = (as_tensor(x)
         for x in (_pair(table, a, b), conditional(table, target, a), conditional(table, target, b)))
     i, j = (weights > 0).nonzero().T
-    values = (divergence or kl_divergence)(log_a[i].log(), log_b[j].log(), reduction="none")
+    values = (divergence or kl_divergence)(from_a[i].log(), from_b[j].log(), reduction="none")
     value = weights[i, j] @ values
     return value if torch.is_tensor(table.p) else float(value)

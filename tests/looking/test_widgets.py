@@ -287,7 +287,3 @@ def test_the_chapter_stores_what_it_shows():
         assert (slider["model_name"], index, stack["model_name"], selected) == ("SelectionSliderModel", "index", "StackModel", "selected_index")
         assert len(slider["state"]["_options_labels"]) == len(stack["state"]["children"])
     assert CHAPTER.stat().st_size < 1_000_000
-
-def test_nothing_imports_the_widgets():
-    for path in (ROOT/"vdistill").rglob("*.py"):
-        if path.stem not in ("widgets", "explorers", "_modidx"): assert "widgets" not in path.read_text(encoding="utf-8"), path.name

@@ -23,7 +23,7 @@ from vdistill.reid.metric_losses import hetero_centre
 from vdistill.reid.objective import METRICS, MUTUAL, objective
 from vdistill.reid.parallel import OwnRows
 from vdistill.reid.retrieval import pairwise_distances
-from vdistill.bench.speed import meta_step
+from vdistill.bench.roofline import meta_step
 from vdistill.reid.synthetic import SyntheticDataset
 from vdistill.reid.runs import Embedder, build_model
 from vdistill.reid.training import build_regulariser

@@ -63,7 +63,7 @@ def machine() -> str: # one line
     "What the figures were measured on."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    count = lambda n, what: f"{n} {what}{'s' * (n != 1)}"
+    count = lambda n, what: f"{n} {what}" if n == 1 else f"{n} {what}s"
     return (f"{platform.machine()}, {count(cores, 'core')}, {count(torch.get_num_threads(), 'thread')}, {gpu}, "
             f"torch {torch.__version__}, Python {platform.python_version()}")
 

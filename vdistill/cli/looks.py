@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from ..core import InputError
-from .base import Device, Place, Run, open_for_evaluation, told
+from .base import Device, Place, Run, note_place, open_for_evaluation
 from .output import finish
 
 # %% ../../nbs/cli/30c_looks.ipynb #c011
@@ -42,7 +42,7 @@ def evaluate(
     from vdistill.looking.report import scores_table
     from vdistill.reid.evaluation import OFFICIAL
     from vdistill.reid.runs import load_run, write_csv
-    told(run, place)
+    note_place(run, place)
     embed, headline = load_run(run, device)
     dataset, indices, split = open_for_evaluation(embed.config, spec, split)
     if spec is not None and embed.seen is None:
@@ -122,12 +122,12 @@ def show(
 ):
     "Print a finished run's table and draw its pictures again; or, query by query, why it failed."
     from vdistill.looking.comparison import read_results
-    from vdistill.reid.runs import read_config
-    told(run, place)
+    from vdistill.reid.runs import open_own, read_config
+    note_place(run, place)
     config = read_config(run)
     if not (run/"results.csv").is_file():
         raise InputError(f"{run} is not finished: go on with vdistill train --resume {shlex.quote(str(run))}")
-    dataset, _, _ = open_for_evaluation(config, None)
+    dataset = open_own(config)
     if cases: return show_cases(run, dataset, device)
     finish(read_results(run/"results.csv"), run, dataset, None, device)
 
@@ -158,7 +158,7 @@ def audit(
     from vdistill.reid.runs import read_config
     kinds, options, name = tuple(probe or PROBES), {}, "audit"
     check_probes(kinds)
-    told(run, place)
+    note_place(run, place)
     if spec is not None:
         dataset, indices, split = open_for_evaluation(read_config(run), spec)
         options, name = dict(dataset=dataset, indices=indices, split=split), f"audit-{dataset.name}-{split}"
@@ -200,7 +200,7 @@ def export(
 ):
     "Write the network as ONNX, from bytes to a feature, checked against torch before it is kept."
     from vdistill.looking.embedding import export_onnx
-    told(run, place)
+    note_place(run, place)
     agreement = export_onnx(run, file, modality, feature)
     typer.echo(str(agreement))
     if not agreement.test:

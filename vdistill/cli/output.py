@@ -63,8 +63,13 @@ def spelled(
     text: str,
 ) -> str: # ASCII
     "Symbols in plain letters, Greek letters by their names, accents left out; a question mark for the rest."
-    raised = [False, *(unicodedata.decomposition(c).startswith("<super>") for c in text)]
-    return "".join("^"*(now > before) + _letters(c) for before, now, c in zip(raised, raised[1:], text))
+    out, was_raised = [], False
+    for c in text:
+        raised = unicodedata.decomposition(c).startswith("<super>")
+        if raised and not was_raised: out.append("^")
+        out.append(_letters(c))
+        was_raised = raised
+    return "".join(out)
 
 def _letters(c):
     if c.isascii() or c in SYMBOLS: return SYMBOLS.get(c, c)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from ..core import InputError
-from .base import Place, Settings, check_csv, free_folder, open_for_evaluation, parse_settings, told
+from .base import Place, Settings, check_csv, free_folder, note_place, parse_settings
 from .output import after_training, finish, stopping
 
 # %% ../../nbs/cli/30b_runs.ipynb #c009
@@ -22,15 +22,14 @@ def demo(
 ):
     "Train a baseline and the full method on drawn people, evaluate both, draw the pictures."
     from vdistill.looking.comparison import Cell, run_cells
-    from vdistill.reid.runs import read_config
+    from vdistill.reid.runs import open_own, read_config
     settings, out = parse_settings(settings), free_folder(out or "runs/demo")
     cells = [Cell("synthetic", method, seed) for method in ("baseline", "full")]
     typer.echo(f"Drawing people, training {' and '.join(c.method for c in cells)} with seed {seed}", err=True)
     with stopping(): results = run_cells(cells, out, progress=True, **settings)
     run_dir = out/cells[-1].folder()
     with after_training(run_dir):
-        dataset, _, _ = open_for_evaluation(read_config(run_dir), None)
-        finish(results, run_dir, dataset, out/"results.csv")
+        finish(results, run_dir, open_own(read_config(run_dir)), out/"results.csv")
 
 # %% ../../nbs/cli/30b_runs.ipynb #b006
 def change_run(
@@ -85,7 +84,7 @@ def train(
         if given := [f"--{k} {v}" for k, v in options.items() if v is not None]:
             raise InputError(f"{given[0]} beside --resume {resume}: a run goes on as it was begun; "
                              "leave it out, or begin a new run without --resume")
-        told(resume, place)
+        note_place(resume, place)
         if settings: change_run(resume, parse_settings(settings))
         trainer = Trainer.resume(resume, progress=first_process())
     else:
@@ -142,14 +141,13 @@ def import_weights(
     "Make a run of somebody else's weights, without running anything that their file may hold."
     from vdistill.looking.comparison import read_results
     from vdistill.reid.foreign import import_run
-    from vdistill.reid.runs import read_config
+    from vdistill.reid.runs import open_own, read_config
     typer.echo(import_run(files, out, spec or "synthetic", score=spec is not None, **parse_settings(settings)))
     if spec is None:
         typer.echo(f"run folder: {out}. Rank a dataset with: vdistill evaluate {shlex.quote(str(out))} SPEC")
     else:
         with after_training(out):
-            dataset, _, _ = open_for_evaluation(read_config(out), None)
-            finish(read_results(out/"results.csv"), out, dataset, None)
+            finish(read_results(out/"results.csv"), out, open_own(read_config(out)), None)
 
 # %% ../../nbs/cli/30b_runs.ipynb #c016
 def ablate(

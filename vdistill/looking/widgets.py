@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 from ..bounds import BoundWarning, alpha_floor, ceiling, ml_cpc, optimal_critic, positives_and_negatives
 from ..core import InputError, as_numbers, as_tensor, generator
 from ..distillation import released_loss
-from ..estimation import correlated_gaussian, correlation_for
+from ..tasks import correlated_gaussian, correlation_for
 from ..information import js_divergence, kl_divergence, mutual_information, random_distribution
 from .plots import COLOURS, house_style
-from ..studies.claims import CLAIMS, FAMILIES, TOLERANCE, Family, Systems, expected, kl
+from ..studies.claims import CLAIMS, FAMILIES
+from ..studies.systems import TOLERANCE, Family, Systems, expected, kl
 
 # %% ../../nbs/looking/22_widgets.ipynb #c003w
 try:
