@@ -20,7 +20,7 @@ from PIL import Image
 from ..core import InputError, generator
 from .cache import PixelCache, cache_folder, read_pixels
 from .records import ENDINGS, MODALITIES, SPLITS, ReIDDataset, as_path, as_size, counted, draw_validation
-from .records import folded, near_miss
+from .records import folded, near_miss, seen_in_both, some_of
 from .tables import read_text
 
 # %% ../../nbs/reid/10c_archives.ipynb #c008
@@ -153,8 +153,7 @@ def fault_check(
     most: int = 10, # named at most
 ) -> Check:
     "A check that is wrong where there is a fault, and names them."
-    more = f" and {len(faults) - most} more" if len(faults) > most else ""
-    found = f"{counted(len(faults), what)}: {'; '.join(map(str, faults[:most]))}{more}" if faults else well
+    found = f"{counted(len(faults), what)}: {some_of(faults, most, '; ')}" if faults else well
     return Check(name, not faults, found, advice=advice)
 
 def passed_over(
@@ -248,8 +247,7 @@ def remaining(
 ) -> list: # identities
     "The identities in no list with images in both modalities."
     listed = set().union(*(ids for ids in lists.values() if ids))
-    seen = table[~table.identity.isin(listed)].groupby("identity").modality.nunique()
-    return sorted(seen.index[seen == 2].tolist())
+    return seen_in_both(table[~table.identity.isin(listed)]).tolist()
 
 # %% ../../nbs/reid/10c_archives.ipynb #c030
 def read_permutations(

@@ -412,7 +412,6 @@ class Trunk(nn.Module):
         grid: tuple = (1, 1), # positions kept
     ):
         super().__init__()
-        if attention not in ATTENTIONS: raise InputError(f"attention={attention!r}: choose {', '.join(ATTENTIONS)}")
         self.names = tuple(stages)
         for name, stage in stages.items(): self.add_module(name, stage)
         self.attention = nn.ModuleDict({place: NonLocal(channels) if channels else ChannelAttention()
@@ -491,7 +490,7 @@ def library_backbone(
     grid: tuple = (1, 1), # positions kept
 ) -> nn.Sequential: # `frozen` where there is something, `stem` and `trunk`; `(B, 3, H, W)` to `(B, d)`
     "A network of a library without its classifier, cut in pieces."
-    if attention not in ("none", *ATTENTIONS) or attention != "none" and name != "resnet50":
+    if attention not in ATTENTIONS or attention != "none" and name != "resnet50":
         raise InputError(f"attention={attention!r}: choose {', '.join(ATTENTIONS)}; all but none are for resnet50")
     parts, pieces = library_parts(name, weights, size, stride)
     # the stem: layers before the first stage

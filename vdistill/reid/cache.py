@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'SMALL', 'STALE', 'SHARED', 'cores', 'at_once', 'decode', 'read_pixels', 'by_parts', 'decoder',
-           'content_hash', 'cache_folder', 'damaged_blocks', 'cache_faults', 'PixelCache', 'pixel_file', 'on_device',
-           'is_fixed', 'Pixels', 'digest', 'Kept']
+           'content_hash', 'cache_folder', 'damaged_blocks', 'cache_faults', 'PixelCache', 'on_device', 'is_fixed',
+           'Pixels', 'digest', 'Kept']
 
 # %% ../../nbs/reid/12c_cache.ipynb #c002
 import hashlib, json, os, shutil, sys, time, warnings, weakref, zlib
@@ -17,7 +17,7 @@ from PIL import features
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..core import InputError, as_tensor, atomic_path, lock_file, unlock_file
-from .records import DataWarning, read_all, read_image, resized
+from .records import DataWarning, read_all, read_image, resized, some_of
 
 # %% ../../nbs/reid/12c_cache.ipynb #c006
 def cores() -> int:
@@ -46,9 +46,7 @@ def read_pixels(
     return _stacked(*read_all(lambda path: decode(path, image_size), paths, cores()), image_size)
 
 def _stacked(pixels, faults, image_size):
-    if faults:
-        more = f" and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise InputError(f"{'; '.join(faults[:20])}{more}. `vdistill doctor` lists all of them")
+    if faults: raise InputError(f"{some_of(faults, between='; ')}. `vdistill doctor` lists all of them")
     return np.stack(pixels) if pixels else np.zeros((0, 3, *image_size), np.uint8)
 
 def by_parts(
@@ -282,15 +280,6 @@ class PixelCache:
                              contents=contents, blocks=sums)
             self._remember(self.told) # before the pixels are there: whoever finds them finds this too
         return self._map()
-
-def pixel_file(
-    paths, # image files
-    image_size: tuple, # `(H, W)`
-    folder, # for the file
-    name: str, # its name begins with this
-) -> Path: # a `.npy` file, uint8 `(n, 3, H, W)`, in the order of the sorted paths
-    "Only the file of a `PixelCache`."
-    return PixelCache(paths, image_size, folder, name).file
 
 # %% ../../nbs/reid/12c_cache.ipynb #c026
 def on_device(

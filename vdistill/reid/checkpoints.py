@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'STATE', 'CHECKSUMS', 'FORMAT', 'PREVIOUS', 'SEEN', 'LEARNED', 'CheckpointError', 'CheckpointWarning',
            'foreign', 'read_checksums', 'save_checkpoint', 'keep_previous', 'or_previous', 'save_weights', 'save_state',
-           'load_weights', 'load_state', 'load_checkpoint', 'last_checkpoint', 'kept_words', 'check_checkpoint',
-           'rng_state', 'set_rng_state', 'SeenWarning', 'image_marks', 'describe_data', 'remember', 'recall',
-           'same_data', 'check_data', 'known_people', 'seen_words']
+           'load_weights', 'load_state', 'last_checkpoint', 'kept_words', 'check_checkpoint', 'SeenWarning',
+           'image_marks', 'describe_data', 'remember', 'recall', 'same_data', 'check_data', 'known_people',
+           'seen_words']
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #c002
 import errno, hashlib, io, json, os, re, shlex, shutil, warnings
@@ -249,15 +249,6 @@ def load_state(
     raise CheckpointError(f"{path} holds something else than tensors and numbers, and was not opened; "
                           f"{_WAY_OUT[STATE]}") from None
 
-# %% ../../nbs/reid/17_checkpoints.ipynb #c031
-def load_checkpoint(
-    run_dir, # a run's folder
-    model: nn.Module|None = None, # gets the best weights where given
-) -> tuple[dict, dict]: # best weights, last state
-    "Read both files."
-    state = load_state(run_dir)
-    return load_weights(run_dir, model), state
-
 # %% ../../nbs/reid/17_checkpoints.ipynb #last01
 def last_checkpoint(
     run_dir, # a run's folder
@@ -290,19 +281,6 @@ def check_checkpoint(
         try: _read(Path(run_dir), name)
         except CheckpointError as e: faults.append(str(e))
     return faults
-
-# %% ../../nbs/reid/17_checkpoints.ipynb #c038
-def rng_state() -> dict: # of tensors
-    "Where torch's global random number generators are, on the CPU and on every GPU."
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-def set_rng_state(
-    state: dict, # of `rng_state`
-):
-    "Put them back; GPUs that are not here are skipped."
-    torch.set_rng_state(state["cpu"].cpu())
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for device, s in enumerate(state["cuda"][:here]): torch.cuda.set_rng_state(s.cpu(), device)
 
 # %% ../../nbs/reid/17_checkpoints.ipynb #seen02
 SEEN = "seen.json"

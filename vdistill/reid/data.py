@@ -55,7 +55,8 @@ def load_dataset(
     unknown = [name for name in options if name not in known]
     if unknown: raise InputError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     if image_size is not None: options["image_size"] = image_size
-    return reader(*[where]*bool(where), **plain(options | dict(seed=seed)))
+    options = plain(options | dict(seed=seed))
+    return reader(where, **options) if where else reader(**options)
 
 # %% ../../nbs/reid/10d_data.ipynb #c106
 def _near(kind, spec):

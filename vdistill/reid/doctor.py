@@ -17,7 +17,7 @@ from .cache import cache_faults, cache_folder
 from .data import load_dataset, parse_spec
 from .manifests import copies, read_manifest, twins_in
 from .pairs import find_pairs, lone_capitals
-from .records import MODALITIES, SPLITS, as_path, check_images, counted, exact_copies, some_of
+from .records import MODALITIES, SPLITS, as_path, check_images, counted, exact_copies, seen_in_both, some_of
 
 # %% ../../nbs/reid/10e_doctor.ipynb #c065
 @dataclass
@@ -163,12 +163,11 @@ def _check_copies(table):
     return [fault_check("copies between splits", apart, "image", advice), _note_copies(within)]
 
 def _check_split(part, split): # has it the people that `train` asks for?
-    seen = part.groupby("identity").modality.nunique()
-    # without any, validation is drawn from train
-    both, least = (seen == 2).sum(), {"train": 2, "val": int(len(part) > 0), "test": 1}[split]
+    both = len(seen_in_both(part))
+    least = {"train": 2, "val": int(len(part) > 0), "test": 1}[split] # without any, validation is drawn from train
     advice = "Training searches across modalities: list a visible and an infrared image of them"
-    found = f"{len(part):,} of {len(seen):,} identities, {both:,} in both modalities"
-    return Check(f"{split} images", bool(both >= least), found, f"at least {least} in both", advice)
+    found = f"{len(part):,} of {part.identity.nunique():,} identities, {both:,} in both modalities"
+    return Check(f"{split} images", both >= least, found, f"at least {least} in both", advice)
 
 def _examine_other(kind, where): return [], _opens(f"{kind}:{where}" if where else kind)
 

@@ -16,6 +16,7 @@ import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import InputError, as_tensor, generator, half_width, mind_fork, optional
 from .protocols import DIRECTIONS, ProtocolScores, llcm_scores, regdb_scores, sysu_scores
+from .records import LUMA, seen_in_both
 from .reranking import rerank
 from .retrieval import RetrievalScores, chance_scores, pairwise_distances, retrieval_scores
 
@@ -25,10 +26,9 @@ _all_ = ["DIRECTIONS", "ProtocolScores", "RetrievalScores", "chance_scores", "ll
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c008
 def _in_both(table): # the identities that can be searched across modalities, in order
-    seen = table.groupby("identity").modality.nunique()
-    ids = np.sort(seen.index[seen == 2].to_numpy())
+    ids = seen_in_both(table)
     if not len(ids):
-        raise InputError(f"none of {len(seen)} identities has images in both modalities (0 visible, 1 infrared); "
+        raise InputError(f"none of {table.identity.nunique()} identities has images in both modalities (0 visible, 1 infrared); "
             "nothing can be searched across them")
     return ids
 
@@ -275,7 +275,7 @@ def _grey(images): # (B, H, W) float32, 0..255
     images = as_tensor(images, "images")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")
-    return torch.einsum("bchw,c->bhw", images.float(), images.new_tensor([.299, .587, .114], dtype=torch.float32))
+    return torch.einsum("bchw,c->bhw", images.float(), images.new_tensor(LUMA, dtype=torch.float32))
 
 def pixel_features(
     images: Tensor, # `(B, 3, H, W)` uint8

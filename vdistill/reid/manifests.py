@@ -68,7 +68,8 @@ def _listed_before(table, paths, split): # sentences on files that an earlier li
         place = (real(path.parent), folded(path.name) if file else path.name, file) # not where it leads
         before, name, its_part = first.get(place, first.get(file, (0, "", part)))
         if place in first:
-            faults.append(f"line {line}: {cell} is listed before, in line {before}" + f" as {name}"*(name != cell))
+            other = "" if name == cell else f" as {name}"
+            faults.append(f"line {line}: {cell} is listed before, in line {before}{other}")
         elif part != its_part:
             faults.append(f"line {line}: {cell} in {part} is the file of line {before}, {name} in {its_part}")
         for key in (place, file): first.setdefault(key, (line, cell, part))

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image
 from ..core import InputError
-from .records import ENDINGS, MODALITIES, SPLITS, Protocol, ReIDDataset, as_path, as_size, codes, complain
+from .records import ENDINGS, LUMA, MODALITIES, SPLITS, Protocol, ReIDDataset, as_path, as_size, codes, complain
 from .records import counted, exact_copies, folded, image_shape, name_twins, near_miss, read_all
 from .records import read_image, same_name, shown, size_for, some_of, spellings
 from .tables import check_identities, read_table
@@ -74,7 +74,7 @@ def grey(
     image: np.ndarray, # uint8, `(H, W, 3)` or `(H, W)`
 ) -> np.ndarray: # float32 `(H, W)`, 0 to 255
     "Luma after ITU-R BT.601."
-    return image.astype(np.float32) if image.ndim == 2 else np.round(image @ np.array([.299, .587, .114], np.float32))
+    return image.astype(np.float32) if image.ndim == 2 else np.round(image @ np.array(LUMA, np.float32))
 
 # %% ../../nbs/reid/10a_pairs.ipynb #c035
 def grid_windows(

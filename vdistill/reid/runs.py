@@ -143,8 +143,7 @@ def build_model(
 ) -> nn.Module: # initial weights follow from `config.seed`
     "The network of a configuration."
     names = ["front", "resize", "z_hidden", "backbone", "width", "features", "grid", "attention", "pooling", "stride",
-             "frozen", "resting", "residual"]
-    if config.network == "three": names.append("views")
+             "frozen", "resting", "residual", "views"]
     options = {name: getattr(config, name) for name in names}
     options["weights"] = config.weights if pretrained else None
     options["size"] = config.resize or tuple(config.data.get("image_size", (64, 64)))

@@ -11,6 +11,7 @@ __all__ = ['CONVERT', 'LEGACY', 'STAND_INS', 'PREFIXES', 'BLOCK', 'PUBLIC', 'NON
 
 # %% ../../nbs/reid/17b_weights.ipynb #w002
 import contextlib, pickle, re, tarfile, warnings, zipfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -359,15 +360,11 @@ class ImportSummary:
         for word, names in (("mapped", self.mapped), ("dead", self.dead), ("without a place", self.homeless)):
             size = f"{len(names)} tensors, {self.parameters(names)/1e6:.2f} M parameters"
             if names or word == "mapped": lines.append(f"  {word}: {size}")
-            if names and word != "mapped": lines += [f"    {n} tensors: {why}" for why, n in _counted(names)]
-        lines += [f"  ours without a source: {n} tensors: {why}" for why, n in _counted(self.missing)]
+            if names and word != "mapped": lines += [f"    {n} tensors: {why}" for why, n in Counter(names.values()).items()]
+        lines += [f"  ours without a source: {n} tensors: {why}" for why, n in Counter(self.missing.values()).items()]
         if self.exact is not None:
             lines.append(f"  features: {'' if self.exact else 'not '}those of the published network")
         return "\n".join(lines + [f"  {note}" for note in self.notes])
-
-def _counted(reasons): # (reason, how often)
-    reasons = list(reasons.values())
-    return [(why, reasons.count(why)) for why in dict.fromkeys(reasons)]
 
 # %% ../../nbs/reid/17b_weights.ipynb #c026
 def assign(
