@@ -14,8 +14,9 @@ from hypothesis import given, settings, strategies as st
 from scipy.io import savemat
 
 from vdistill.reid import cache
-from vdistill.reid.archives import (DRAW, PUBLISHED, camera_in_name, draw_faults, fake_llcm, fake_regdb, fake_sysu, in_order, look_sysu, plant, read_ids,
-                                    read_list, read_permutations, spread)
+from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu, plant, spread
+from vdistill.reid.layouts import DRAW, PUBLISHED, camera_in_name, draw_faults, in_order, look_sysu, read_ids
+from vdistill.reid.layouts import read_list, read_permutations
 from vdistill.reid.batches import IdentitySampler, load_batch
 from vdistill.reid.cache import PixelCache, read_pixels
 from vdistill.core import InputError

@@ -28,12 +28,12 @@ from tqdm.auto import tqdm
 from ..core import InputError, generator
 from .benchmark import COLUMNS, PEOPLE, Step, machine, part, row, timings, triplet_by_anchors
 from .dispatch import Counts, count_operations
-from ..reid.archives import fake_sysu
 from ..reid.augmentation import Augmentation, Counter
 from ..reid.batches import Batch, load_batch
 from ..reid.config import TrainConfig, configure
 from ..reid.data import load_dataset
 from ..reid.evaluation import run_columns
+from ..reid.fakes import fake_sysu
 from ..reid.models import Prediction, Predictions, halves
 from ..reid.pooling import GeM
 from ..reid.records import DataWarning

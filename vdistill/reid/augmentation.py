@@ -11,7 +11,7 @@ import dataclasses, math
 import torch
 from torch import Tensor
 from ..core import InputError, generator
-from .records import LUMA
+from .images import LUMA
 
 # %% ../../nbs/reid/12b_augmentation.ipynb #c006
 def _signed(word): return (word + 2**63)%2**64 - 2**63 # 64 bits as the int64 of these bits

@@ -14,10 +14,10 @@ import yaml
 from ..core import InputError, optional, plain
 from ..distillation import TEACHERS
 from .augmentation import Augmentation
-from .backbones import package_file
 from .data import as_spec
+from .faults import shown
 from .objective import METRICS, MUTUAL, REGULARISERS
-from .records import shown
+from .pretrained import package_file
 
 # %% ../../nbs/reid/16b_config.ipynb #c005
 METHODS = {

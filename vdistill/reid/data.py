@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from ..core import InputError, plain
 from .archives import LLCMDataset, RegDBDataset, SYSUDataset
 from .manifests import CSVDataset
+from .names import as_path
 from .pairs import PairsDataset
-from .records import MODALITIES, ReIDDataset, as_path
+from .records import MODALITIES, ReIDDataset
 from .synthetic import SyntheticDataset
 
 # %% ../../nbs/reid/10d_data.ipynb #c104

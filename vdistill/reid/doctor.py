@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass
 import pandas as pd, torch
 from tqdm.auto import tqdm
 from ..core import InputError, generator
-from .archives import DRAW, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK, Check, fault_check, index_files
-from .archives import look_folder, look_llcm, look_regdb, look_sysu, open_draw
 from .cache import cache_faults, cache_folder
 from .data import load_dataset, parse_spec
+from .faults import Check, counted, fault_check, some_of
+from .images import check_images
+from .layouts import DRAW, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK, index_files, look_folder
+from .layouts import look_llcm, look_regdb, look_sysu, open_draw
 from .manifests import copies, read_manifest, twins_in
+from .names import as_path, exact_copies
 from .pairs import find_pairs, lone_capitals
-from .records import MODALITIES, SPLITS, as_path, check_images, counted, exact_copies, seen_in_both, some_of
+from .records import MODALITIES, SPLITS, seen_in_both
 
 # %% ../../nbs/reid/10e_doctor.ipynb #c065
 @dataclass

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import InputError, as_tensor, generator, half_width, mind_fork, optional
+from .images import LUMA
 from .protocols import DIRECTIONS, ProtocolScores, llcm_scores, regdb_scores, sysu_scores
-from .records import LUMA, seen_in_both
+from .records import seen_in_both
 from .reranking import rerank
 from .retrieval import RetrievalScores, chance_scores, pairwise_distances, retrieval_scores
 
@@ -28,8 +29,8 @@ _all_ = ["DIRECTIONS", "ProtocolScores", "RetrievalScores", "chance_scores", "ll
 def _in_both(table): # the identities that can be searched across modalities, in order
     ids = seen_in_both(table)
     if not len(ids):
-        raise InputError(f"none of {table.identity.nunique()} identities has images in both modalities (0 visible, 1 infrared); "
-            "nothing can be searched across them")
+        raise InputError(f"none of {table.identity.nunique()} identities has images in both modalities "
+            "(0 visible, 1 infrared); nothing can be searched across them")
     return ids
 
 def gallery_draws(

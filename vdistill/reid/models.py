@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..bottlenecks import InformationBottleneck, ResidualBottleneck, VariationalBottleneck, sample_gaussian
 from ..core import InputError
-from .backbones import IMAGENET, Encoder, channels_last, take_frozen, take_stem
-from .records import LUMA
+from .backbones import Encoder, channels_last, take_frozen, take_stem
+from .images import LUMA
+from .pretrained import IMAGENET
 
 # %% ../../nbs/reid/13_models.ipynb #c007
 def box_mean(

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from ..core import InputError, in_short
 from .augmentation import Counter
-from .cache import on_device
 from .models import Prediction, Predictions
+from .pixels import on_device
 
 # %% ../../nbs/reid/16d_parallel.ipynb #env002
 def launched() -> tuple: # (number of this process, number of processes)

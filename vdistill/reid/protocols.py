@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from ..core import InputError, as_array
 from .reranking import rerank, rerank_densely
-from .retrieval import RetrievalScores, as_features, as_identities, check_conventions, pairwise_distances
-from .retrieval import retrieval_scores
+from .retrieval import RetrievalScores, as_features, as_identities, check_conventions
+from .retrieval import pairwise_distances, retrieval_scores
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c007
 DIRECTIONS = ("infrared→visible", "visible→infrared") # query→gallery

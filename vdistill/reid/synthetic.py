@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
 from ..core import InputError, generator, mind_fork
-from .records import MODALITIES, SPLITS, Protocol, ReIDDataset, as_size
+from .images import as_size
+from .records import MODALITIES, SPLITS, Protocol, ReIDDataset
 
 # %% ../../nbs/reid/11_synthetic.ipynb #c007
 LEVELS = dict(

@@ -18,19 +18,24 @@ from tqdm.auto import tqdm
 from ..core import InputError, generator, mind_fork, seeded
 from .augmentation import Augmentation
 from .batches import Batch, IdentitySampler, given_labels, load_batch
-from .cache import Kept, Pixels, by_parts, digest, on_device
-from .checkpoints import WEIGHTS, check_data, keep_previous, kept_words, last_checkpoint, recall, remember
-from .checkpoints import save_state, save_weights
+from .cache import by_parts
+from .checkpoints import WEIGHTS, keep_previous, kept_words, last_checkpoint, save_state
+from .checkpoints import save_weights
 from .config import TrainConfig, configure
 from .data import load_dataset
 from .evaluation import evaluate
-from .guard import FolderLock, Interrupted, Signals, Watch, compiled, fork_refused, gpu_failed, image_names
-from .guard import memory_advice, nonfinite_advice, out_of_memory, write_report
+from .faults import shown
+from .guard import FolderLock, Interrupted, Signals, Watch, compiled, fork_refused, gpu_failed
+from .guard import image_names, memory_advice, nonfinite_advice, out_of_memory, write_report
+from .names import as_path
 from .objective import REGULARISERS, objective
-from .parallel import OwnRows, any_process, check_share, gather_predictions, join_world, lost_contact
-from .parallel import own_device, own_part, settle, spread, synchronised, world
-from .records import ReIDDataset, as_path, seen_in_both, shown
-from .runs import Embedder, autocast, build_model, open_own, pick_device, read_config, start_run, write_csv
+from .parallel import OwnRows, any_process, check_share, gather_predictions, join_world
+from .parallel import lost_contact, own_device, own_part, settle, spread, synchronised, world
+from .pixels import Kept, Pixels, digest, on_device
+from .records import ReIDDataset, seen_in_both
+from .runs import Embedder, autocast, build_model, open_own, pick_device, read_config, start_run
+from .runs import write_csv
+from .seen import check_data, recall, remember
 from .weights import initialise
 
 # %% ../../nbs/reid/16_training.ipynb #c002b
@@ -326,7 +331,8 @@ class Trainer(_Step, _Stops):
 
     def keep(self, feature="", value=-1., scores=None) -> dict: # nothing for the history
         "These weights are the run's, until better ones come; without validation the last are."
-        self.best = dict(epoch=self.epoch - 1, feature=feature or self.config.reported(), value=value, scores=scores or {})
+        feature = feature or self.config.reported()
+        self.best = dict(epoch=self.epoch - 1, feature=feature, value=value, scores=scores or {})
         self.best_weights = {k: v.detach().cpu().clone() for k, v in self.shown.state_dict().items()}
         if self.run_dir: save_weights(self.run_dir, self.shown)
         return {}
