@@ -10,7 +10,7 @@ import numpy as np, torch
 from ..core import InputError
 from .cache import PixelCache, cache_folder, read_pixels
 from .images import as_size
-from .layouts import DRAW, TRIALS, look_folder, look_llcm, look_regdb, look_sysu, open_draw
+from .layouts import DRAW, LOOK, TRIALS, look_folder, open_draw
 from .names import as_path
 from .records import MODALITIES, ReIDDataset, draw_validation
 
@@ -54,9 +54,11 @@ def accept(
     if wrong: raise InputError(f"{'; '.join(wrong)}. `vdistill doctor {spec}` looks at the rest as well")
     return [f"{check.found}. {check.advice}" for check in checks if check.ok is None]
 
-def _enter(folder, kind):
+def _enter(folder, kind, *trial): # the records of a folder, and what is worth knowing
     check = look_folder(folder, kind)
     if not check.ok: raise InputError(str(check).partition(": ")[2])
+    records, checks = LOOK[kind](folder, *trial)
+    return records, accept(f"{kind}:{folder}", checks)
 
 # %% ../../nbs/reid/10c_archives.ipynb #c042
 class SYSUDataset(ArchiveDataset):
@@ -70,9 +72,7 @@ class SYSUDataset(ArchiveDataset):
         permutations=None, # path of rand_perm_cam.mat; None: the one in exp
         cache=None, # `auto`, or a folder, for one file of all pixels
     ):
-        _enter(folder, "sysu")
-        records, checks = look_sysu(folder)
-        notes = accept(f"sysu:{folder}", checks)
+        records, notes = _enter(folder, "sysu")
         self.permutations, draw = open_draw(records, permutations or as_path(folder)/"exp"/DRAW)
         if permutations and self.permutations is None: raise InputError(f"{draw.found}. {draw.advice}")
         if not draw.ok: notes.append(f"{draw.found}. {draw.advice}")
@@ -92,9 +92,7 @@ class RegDBDataset(ArchiveDataset):
         cache=None, # `auto`, or a folder, for one file of all pixels, which all trials share
     ):
         if trial not in TRIALS: raise InputError(f"trial={trial!r}: RegDB has the trials 1 to 10")
-        _enter(folder, "regdb")
-        records, checks = look_regdb(folder, trial)
-        notes = accept(f"regdb:{folder}", checks)
+        records, notes = _enter(folder, "regdb", trial)
         records = records.assign(split=draw_validation(records, seed, validation))
         super().__init__(f"RegDB trial {trial}", records, image_size, notes, cache)
         self.trial = trial
@@ -110,8 +108,6 @@ class LLCMDataset(ArchiveDataset):
         validation: float = .2, # fraction of the 713 training identities; 0: all of them train
         cache=None, # `auto`, or a folder, for one file of all pixels
     ):
-        _enter(folder, "llcm")
-        records, checks = look_llcm(folder)
-        notes = accept(f"llcm:{folder}", checks)
+        records, notes = _enter(folder, "llcm")
         records = records.assign(split=draw_validation(records, seed, validation))
         super().__init__("LLCM", records, image_size, notes, cache)

@@ -15,8 +15,8 @@ from .cache import cache_faults, cache_folder
 from .data import load_dataset, parse_spec
 from .faults import Check, counted, fault_check, some_of
 from .images import check_images
-from .layouts import DRAW, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK, index_files, look_folder
-from .layouts import look_llcm, look_regdb, look_sysu, open_draw
+from .layouts import DRAW, LOOK, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK
+from .layouts import index_files, look_folder, look_regdb, open_draw
 from .manifests import copies, read_manifest, twins_in
 from .names import as_path, exact_copies
 from .pairs import find_pairs, lone_capitals
@@ -111,7 +111,7 @@ def check_decoding(
 def _examine_archive(kind, where):
     folder = look_folder(where, kind)
     if not folder.ok: return [], [folder]
-    records, checks = {"sysu": look_sysu, "regdb": look_regdb, "llcm": look_llcm}[kind](where)
+    records, checks = LOOK[kind](where)
     extra = {"sysu": _examine_draw, "regdb": _examine_trials, "llcm": _examine_names}[kind](records, as_path(where))
     return records.path.tolist(), [folder, *checks, *count_checks(records, kind), *extra]
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'ASK', 'DRAW', 'GET_DRAW', 'UNPACK', 'SYSU_INFRARED', 'REGDB_TOPS', 'TRIALS', 'LLCM_CAMERAS', 'LLCM_TEST',
-           'ROOTS', 'read_ids', 'is_number', 'read_list', 'in_order', 'scan_people', 'index_files', 'listed_file',
-           'look_sysu', 'remaining', 'read_permutations', 'draw_faults', 'open_draw', 'look_regdb', 'look_lists',
-           'look_llcm', 'camera_in_name', 'look_folder']
+           'ROOTS', 'LOOK', 'read_ids', 'is_number', 'read_list', 'in_order', 'scan_people', 'index_files',
+           'listed_file', 'look_sysu', 'remaining', 'read_permutations', 'draw_faults', 'open_draw', 'look_regdb',
+           'look_lists', 'look_llcm', 'camera_in_name', 'look_folder']
 
 # %% ../../nbs/reid/10b_layouts.ipynb #c002
 import os, re
@@ -359,3 +359,5 @@ def look_folder(
     found = ", ".join(sorted(os.listdir(folder))[:10]) or "nothing"
     advice = f"Pass {kind}:{below[0]}" if below else ASK[kind]
     return Check("folder", False, f"{found} in {str(folder)!r}", ", ".join(roots), advice)
+
+LOOK = dict(sysu=look_sysu, regdb=look_regdb, llcm=look_llcm) # into the folder, once it is there

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from ..core import InputError
 from .faults import complain, counted, read_all, shown, some_of
-from .images import ENDINGS, LUMA, as_size, image_shape, read_image, size_for
+from .images import ENDINGS, LUMA, as_size, image_shape, is_image, read_image, size_for
 from .names import as_path, codes, exact_copies, folded, name_twins, near_miss, same_name
 from .names import spellings
 from .records import MODALITIES, SPLITS, Protocol, ReIDDataset
@@ -43,7 +43,7 @@ def find_pairs(
 
 # %% ../../nbs/reid/10a_pairs.ipynb #c029
 def _by_stem(folder):
-    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS and not p.name.startswith(".")]
+    paths = [p for p in sorted(folder.iterdir()) if is_image(p.name)]
     found = {same_name(p.stem): p for p in paths}
     twins = [p.name for p in paths if found[same_name(p.stem)] != p]
     rule = "Names count without their ending, and however their accents are written: keep one of each"
