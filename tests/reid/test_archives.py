@@ -15,8 +15,7 @@ from scipy.io import savemat
 
 from vdistill.reid import cache
 from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu, plant, spread
-from vdistill.reid.layouts import DRAW, PUBLISHED, camera_in_name, draw_faults, in_order, look_sysu, read_ids
-from vdistill.reid.layouts import read_list, read_permutations
+from vdistill.reid.layouts import DRAW, PUBLISHED, camera_in_name, draw_faults, in_order, look_sysu, read_ids, read_list, read_permutations
 from vdistill.reid.batches import IdentitySampler, load_batch
 from vdistill.reid.cache import PixelCache, read_pixels
 from vdistill.core import InputError

@@ -14,8 +14,7 @@ from scipy.ndimage import map_coordinates
 from small_sets import NFC, NFD, boxes, message, pairs, plain_disk, rename, scene, write # noqa: F401 (a fixture among them)
 
 from vdistill.reid.data import load_dataset
-from vdistill.reid.pairs import PairsDataset, block_splits, disjoint, find_pairs, grid_windows, near_duplicates
-from vdistill.reid.pairs import read_boxes, thumbnail
+from vdistill.reid.pairs import PairsDataset, block_splits, disjoint, find_pairs, grid_windows, near_duplicates, read_boxes, thumbnail
 from vdistill.reid.views import Jitter, cut, sample_views, uniform, view_parameters
 from vdistill.reid.images import as_size, read_image, size_for
 from vdistill.reid.records import DataWarning, Protocol

@@ -9,8 +9,7 @@ from PIL import Image
 from test_main import call, sets
 
 from vdistill.reid.fakes import fake_regdb
-from vdistill.reid.seen import SeenWarning, check_data, describe_data, image_marks, known_people, recall, remember
-from vdistill.reid.seen import same_data
+from vdistill.reid.seen import SeenWarning, check_data, describe_data, image_marks, known_people, recall, remember, same_data
 from vdistill.looking.comparison import Cell, run_cells
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
