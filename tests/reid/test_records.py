@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, 
 
 from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
 from vdistill.reid.data import load_dataset
-from vdistill.reid.faults import complain
+from vdistill.reid.findings import complain
 from vdistill.reid.images import as_size
 from vdistill.reid.records import Protocol, Record, ReIDDataset
 

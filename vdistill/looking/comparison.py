@@ -26,7 +26,7 @@ from ..reid.data import as_spec, load_dataset
 from ..reid.evaluation import DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features
 from ..reid.evaluation import mean_over_draws, pixel_features, protocol_text, results_frame
 from ..reid.evaluation import retrieval_scores, run_columns, scene_scores
-from ..reid.faults import shown
+from ..reid.findings import shown
 from ..reid.models import front_end
 from ..reid.pretrained import package_file, shown_colours
 from ..reid.runs import load_run, read_config, write_csv

@@ -20,7 +20,7 @@ from ..core import InputError, atomic_path, generator, optional
 from ..reid.checkpoints import WEIGHTS
 from ..reid.data import load_dataset
 from ..reid.evaluation import pairwise_distances, run_columns
-from ..reid.faults import complain, read_all
+from ..reid.findings import complain, read_all
 from ..reid.images import as_size, is_image, read_image, resized
 from ..reid.manifests import MODALITY_WORDS
 from ..reid.records import MODALITIES, DataWarning

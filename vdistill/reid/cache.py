@@ -16,7 +16,7 @@ from PIL import features
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..core import InputError, atomic_path, lock_file, unlock_file
-from .faults import read_all, some_of
+from .findings import read_all, some_of
 from .images import read_image, resized
 from .names import content_hash
 from .records import DataWarning

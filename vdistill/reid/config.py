@@ -15,7 +15,7 @@ from ..core import InputError, optional, plain
 from ..distillation import TEACHERS
 from .augmentation import Augmentation
 from .data import as_spec
-from .faults import shown
+from .findings import shown
 from .objective import METRICS, MUTUAL, REGULARISERS
 from .pretrained import package_file
 

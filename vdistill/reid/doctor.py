@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from ..core import InputError, generator
 from .cache import cache_faults, cache_folder
 from .data import load_dataset, parse_spec
-from .faults import Check, counted, fault_check, some_of
+from .findings import Check, counted, fault_check, some_of
 from .images import check_images
-from .layouts import DRAW, LOOK, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK
-from .layouts import index_files, look_folder, look_regdb, open_draw
+from .layouts import DRAW, LOOK, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK, index_files, look_folder
+from .layouts import look_regdb, open_draw
 from .manifests import copies, read_manifest, twins_in
 from .names import as_path, exact_copies
 from .pairs import find_pairs, lone_capitals

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ..core import InputError
-from .faults import read_all, shown
+from .findings import read_all, shown
 
 # %% ../../nbs/reid/10_images.ipynb #c027
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp") # of images, in either case

@@ -13,7 +13,7 @@ import os, re
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import InputError
-from .faults import Check, fault_check, passed_over
+from .findings import Check, fault_check, passed_over
 from .images import is_image
 from .names import as_path, folded, near_miss
 from .records import SPLITS, seen_in_both

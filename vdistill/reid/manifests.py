@@ -10,7 +10,7 @@ import functools, os, re
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ..core import InputError, as_tensor
-from .faults import complain, counted, read_all, some_of
+from .findings import complain, counted, read_all, some_of
 from .images import as_size, image_shape, read_image, resized, size_for
 from .names import Names, as_path, codes, exact_copies, folded, name_twins, same_name
 from .records import MODALITIES, SPLITS, Protocol, ReIDDataset, draw_validation

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import InputError
-from .faults import counted, some_of
+from .findings import counted, some_of
 
 # %% ../../nbs/reid/10_names.ipynb #c028
 def same_name(

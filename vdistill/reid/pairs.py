@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from ..core import InputError
-from .faults import complain, counted, read_all, shown, some_of
+from .findings import complain, counted, read_all, shown, some_of
 from .images import ENDINGS, LUMA, as_size, image_shape, is_image, read_image, size_for
 from .names import as_path, codes, exact_copies, folded, name_twins, near_miss, same_name
 from .names import spellings

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from numpy.typing import ArrayLike
 from ..core import InputError, generator, plain
-from .faults import counted, shown
+from .findings import counted, shown
 
 # %% ../../nbs/reid/10_records.ipynb #c007
 MODALITIES = ("visible", "infrared") # a record's modality is a position in this tuple

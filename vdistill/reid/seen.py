@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from ..core import InputError, atomic_path
 from .cache import cores
 from .checkpoints import FORMAT, CheckpointError
-from .faults import counted
+from .findings import counted
 from .names import content_hash
 
 # %% ../../nbs/reid/17c_seen.ipynb #seen02

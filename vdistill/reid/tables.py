@@ -10,7 +10,7 @@ import codecs, csv, io, os, re
 from pathlib import Path
 import pandas as pd
 from ..core import InputError
-from .faults import complain
+from .findings import complain
 from .names import as_path, near_miss, spellings
 
 # %% ../../nbs/reid/10_tables.ipynb #c087

@@ -24,7 +24,7 @@ from .checkpoints import save_weights
 from .config import TrainConfig, configure
 from .data import load_dataset
 from .evaluation import evaluate
-from .faults import shown
+from .findings import shown
 from .guard import FolderLock, Interrupted, Signals, Watch, compiled, fork_refused, gpu_failed
 from .guard import image_names, memory_advice, nonfinite_advice, out_of_memory, write_report
 from .names import as_path
