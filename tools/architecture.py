@@ -13,8 +13,8 @@ ROOMS = {"cli": "the command line", "bench": "how fast", "looking": "pictures, r
     "theory": "bottlenecks, losses, bounds, estimation", "core": "errors, seeds, files: used by every room"}
 # The floors of the largest room.
 FLOORS = {"reid": {
-    "images": "findings images names records tables views pairs manifests layouts archives fakes drawing synthetic data "
-        "doctor cache pixels augmentation batches",
+    "images": "findings images names records tables views pairs manifests layouts archives fakes drawing synthetic "
+        "data doctor cache pixels augmentation batches",
     "networks": "networks pretrained pooling backbones models identity_losses metric_losses objective",
     "runs": "config guard parallel checkpoints seen runs weight_files weights training foreign",
     "scores": "retrieval protocols reranking evaluation"}}
