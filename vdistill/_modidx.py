@@ -1303,7 +1303,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vdistill/reid/archives.py'),
                                         'vdistill.reid.archives.SYSUDataset.__init__': ( 'reid/archives.html#sysudataset.__init__',
                                                                                          'vdistill/reid/archives.py'),
-                                        'vdistill.reid.archives._enter': ('reid/archives.html#_enter', 'vdistill/reid/archives.py'),
+                                        'vdistill.reid.archives._look_at': ('reid/archives.html#_look_at', 'vdistill/reid/archives.py'),
                                         'vdistill.reid.archives.accept': ('reid/archives.html#accept', 'vdistill/reid/archives.py')},
             'vdistill.reid.augmentation': { 'vdistill.reid.augmentation.Augmentation': ( 'reid/augmentation.html#augmentation',
                                                                                          'vdistill/reid/augmentation.py'),

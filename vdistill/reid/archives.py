@@ -54,7 +54,7 @@ def accept(
     if wrong: raise InputError(f"{'; '.join(wrong)}. `vdistill doctor {spec}` looks at the rest as well")
     return [f"{check.found}. {check.advice}" for check in checks if check.ok is None]
 
-def _enter(folder, kind, *trial): # the records of a folder, and what is worth knowing
+def _look_at(folder, kind, *trial): # the records of a folder, and what is worth knowing
     check = look_folder(folder, kind)
     if not check.ok: raise InputError(str(check).partition(": ")[2])
     records, checks = LOOK[kind](folder, *trial)
@@ -72,7 +72,7 @@ class SYSUDataset(ArchiveDataset):
         permutations=None, # path of rand_perm_cam.mat; None: the one in exp
         cache=None, # `auto`, or a folder, for one file of all pixels
     ):
-        records, notes = _enter(folder, "sysu")
+        records, notes = _look_at(folder, "sysu")
         self.permutations, draw = open_draw(records, permutations or as_path(folder)/"exp"/DRAW)
         if permutations and self.permutations is None: raise InputError(f"{draw.found}. {draw.advice}")
         if not draw.ok: notes.append(f"{draw.found}. {draw.advice}")
@@ -92,7 +92,7 @@ class RegDBDataset(ArchiveDataset):
         cache=None, # `auto`, or a folder, for one file of all pixels, which all trials share
     ):
         if trial not in TRIALS: raise InputError(f"trial={trial!r}: RegDB has the trials 1 to 10")
-        records, notes = _enter(folder, "regdb", trial)
+        records, notes = _look_at(folder, "regdb", trial)
         records = records.assign(split=draw_validation(records, seed, validation))
         super().__init__(f"RegDB trial {trial}", records, image_size, notes, cache)
         self.trial = trial
@@ -108,6 +108,6 @@ class LLCMDataset(ArchiveDataset):
         validation: float = .2, # fraction of the 713 training identities; 0: all of them train
         cache=None, # `auto`, or a folder, for one file of all pixels
     ):
-        records, notes = _enter(folder, "llcm")
+        records, notes = _look_at(folder, "llcm")
         records = records.assign(split=draw_validation(records, seed, validation))
         super().__init__("LLCM", records, image_size, notes, cache)
