@@ -80,14 +80,17 @@ def score_features(
     cmc: str = "image", # or `identity`
 ) -> list: # of dicts: feature, direction, metric, value in percent
     "Rank-1, rank-5, rank-10, mAP and mINP of each feature, infrared→visible and visible→infrared."
-    rows = []
+    searches = _both_ways(features, visible_ids, infrared_ids, exclude, metric, cmc)
+    return [row for feature, direction, scores in searches for row in _rows(feature, direction, scores)]
+
+def _both_ways(features, visible_ids, infrared_ids, exclude=None, metric="cosine", cmc="image"):
+    # yields feature, direction, scores
+    back = None if exclude is None else as_tensor(exclude, "exclude")
+    there = None if back is None else back.T
     for name, (visible, infrared) in features.items():
         d = pairwise_distances(infrared, visible, metric)
-        back = None if exclude is None else as_tensor(exclude, "exclude")
-        rows += _rows(name, DIRECTIONS[0],
-            retrieval_scores(d, infrared_ids, visible_ids, exclude=None if back is None else back.T, cmc=cmc))
-        rows += _rows(name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back, cmc=cmc))
-    return rows
+        yield name, DIRECTIONS[0], retrieval_scores(d, infrared_ids, visible_ids, exclude=there, cmc=cmc)
+        yield name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back, cmc=cmc)
 
 def chance_rows(visible_ids, infrared_ids): # rows like those of `score_features`, feature "chance"
     "What a random ranking is expected to score in both directions."
@@ -140,13 +143,12 @@ def scene_scores(
     records, parts = dataset.records, []
     ids, scenes = records.identity.to_numpy(), records["scene" if "scene" in records else "identity"].to_numpy()
     for sides, features in drawn_features(dataset, extract, indices, **options):
-        for name, (visible, infrared) in features.items():
-            d = pairwise_distances(infrared, visible)
-            for direction, distances, (asking, answering) in zip(DIRECTIONS, (d, d.T), (sides[::-1], sides)):
-                s = retrieval_scores(distances, ids[asking], ids[answering])
-                about = dict(feature=name, direction=direction, scene=scenes[asking], queries=1)
-                scores = {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*np.asarray(s.average_precision)}
-                parts.append(pd.DataFrame(about | scores))
+        visible, infrared = sides
+        asking = dict(zip(DIRECTIONS, (infrared, visible)))
+        for name, direction, s in _both_ways(features, ids[visible], ids[infrared]):
+            about = dict(feature=name, direction=direction, scene=scenes[asking[direction]], queries=1)
+            scores = {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*np.asarray(s.average_precision)}
+            parts.append(pd.DataFrame(about | scores))
     table = pd.concat(parts, ignore_index=True).dropna()
     over = {"queries": "sum", "rank-1": "mean", "mAP": "mean"}
     return table.groupby(["feature", "direction", "scene"], sort=False).agg(over).reset_index()
