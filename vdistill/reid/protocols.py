@@ -14,6 +14,7 @@ import numpy as np, pandas as pd, torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from ..core import InputError, as_array
+from .findings import counted
 from .reranking import rerank, rerank_densely
 from .retrieval import RetrievalScores, as_features, as_identities, check_conventions
 from .retrieval import pairwise_distances, retrieval_scores
@@ -106,8 +107,8 @@ def _rules(cmc, ap, metric, reranking): # for `retrieval_scores`, and in words
     if reranking is not None and (not isinstance(reranking, (tuple, list)) or len(reranking) != 3):
         raise InputError(f"reranking is {reranking!r}; "
             "pass (k1, k2, lambda_value), as published (20, 6, 0.3), or None")
-    counted = dict(image="images", identity="identities")[cmc]
-    words = f"CMC over {counted}, AP over images by {ap}s, {metric} distance"
+    ranked = dict(image="images", identity="identities")[cmc]
+    words = f"CMC over {ranked}, AP over images by {ap}s, {metric} distance"
     if reranking is not None:
         words += ", re-ranked by k-reciprocal neighbours with k1 = {}, k2 = {}, lambda = {}".format(*reranking)
     return dict(cmc=cmc, ap=ap), words
@@ -188,7 +189,7 @@ def _sysu_words(mode, shots, draw, galleries, ids, cameras, rules):
     people = f"{people} identities" + (", fewer images where there are fewer," if len(galleries[0]) < sought else "")
     drawn = {"official": "the official draws",
         "agw": "AGW's draws (Python's generator, seeded by the trial from 0)"}[draw]
-    return (f"{mode}-search, {shots} shot{'s' if shots > 1 else ''}: "
+    return (f"{mode}-search, {counted(shots, 'shot')}: "
             f"gallery of {_span([len(g) for g in galleries], 'images')} of {people} "
             f"from cameras {', '.join(map(str, SYSU_CAMERAS[mode]))}, "
             f"{_mean_of(len(galleries))} by {drawn}; queries of camera 3 do not see camera 2; {rules}")
