@@ -155,25 +155,19 @@ class Encoder(nn.Module):
         width: int = 32, # of `conv`
         features: int = 256, # of `conv`; others have channels times positions
         grid: tuple = (), # positions kept; `()`: 4x4 of `conv`, else one
-        weights: str|None = None, # None: random; `imagenet`, `package:NAME`, or a file
-        attention: str = "none", # of `resnet50`: or `channel`, `nonlocal`
         pooling: str = "mean", # or `gem`
-        stride: int = 0, # of a library's network, as the following: as far as the map has this stride
-        frozen: int = 0, # stages that stay as they are
         size: tuple = (256, 128), # `(H, W)` of the images
+        **library, # of `library_backbone`: weights, attention, stride, frozen
     ):
         super().__init__()
         if backbone == "conv":
-            given = dict(weights=weights or 0, attention=attention if attention != "none" else 0, stride=stride,
-                frozen=frozen)
-            odd = [f"{k}={v}" for k, v in given.items() if v]
+            odd = [f"{name}={value}" for name, value in library.items() if value not in (None, 0, "none")]
             if odd:
                 raise InputError(f"{odd[0]} belongs to a network of a library, for example backbone=resnet50, "
                     "not to conv (of pairs, --recipe scratch has settings for conv)")
             self.backbone, self.out_features = conv_backbone(width, grid or (4, 4), features, pooling), features
         else:
-            self.backbone = library_backbone(backbone, weights, size, stride, frozen, attention, pooling,
-                grid or (1, 1))
+            self.backbone = library_backbone(backbone, size=size, pooling=pooling, grid=grid or (1, 1), **library)
             self.out_features = self.backbone.trunk.out_features
         self.norm = nn.BatchNorm1d(self.out_features)
         self.norm.bias.requires_grad_(False)
