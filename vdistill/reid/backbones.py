@@ -161,7 +161,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         if backbone == "conv":
-            odd = [f"{name}={value}" for name, value in library.items() if value not in (None, 0, "none")]
+            odd = [f"{name}={value}" for name, value in library.items() if value and value != "none"]
             if odd:
                 raise InputError(f"{odd[0]} belongs to a network of a library, for example backbone=resnet50, "
                     "not to conv (of pairs, --recipe scratch has settings for conv)")
