@@ -76,21 +76,18 @@ def score_features(
     infrared_ids, # `(I,)`
     *,
     exclude=None, # `(V, I)` bool, True: this pair does not count
-    metric: str = "cosine", # or `euclidean`
-    cmc: str = "image", # or `identity`
 ) -> list: # of dicts: feature, direction, metric, value in percent
     "Rank-1, rank-5, rank-10, mAP and mINP of each feature, infrared→visible and visible→infrared."
-    searches = _both_ways(features, visible_ids, infrared_ids, exclude, metric, cmc)
-    return [row for feature, direction, scores in searches for row in _rows(feature, direction, scores)]
+    searches = _both_ways(features, visible_ids, infrared_ids, exclude)
+    return [row for search in searches for row in _rows(*search)]
 
-def _both_ways(features, visible_ids, infrared_ids, exclude=None, metric="cosine", cmc="image"):
-    # yields feature, direction, scores
+def _both_ways(features, visible_ids, infrared_ids, exclude=None): # yields feature, direction, scores
     back = None if exclude is None else as_tensor(exclude, "exclude")
     there = None if back is None else back.T
     for name, (visible, infrared) in features.items():
-        d = pairwise_distances(infrared, visible, metric)
-        yield name, DIRECTIONS[0], retrieval_scores(d, infrared_ids, visible_ids, exclude=there, cmc=cmc)
-        yield name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back, cmc=cmc)
+        d = pairwise_distances(infrared, visible)
+        yield name, DIRECTIONS[0], retrieval_scores(d, infrared_ids, visible_ids, exclude=there)
+        yield name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back)
 
 def chance_rows(visible_ids, infrared_ids): # rows like those of `score_features`, feature "chance"
     "What a random ranking is expected to score in both directions."

@@ -22,10 +22,9 @@ LOOKS = 8 # of people in each modality
 def fake_looks(
     image_size: tuple, # `(H, W)`
     ending: str = "jpg", # or `bmp`
-    seed: int = 0,
 ) -> list: # for each modality, `LOOKS` encoded images
     "Coloured and grey noise, as files."
-    rng = np.random.default_rng(generator("looks", seed=seed).initial_seed())
+    rng = np.random.default_rng(generator("looks").initial_seed())
     def encoded(mode):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 3, 3), dtype=np.uint8))
         coarse = coarse.resize(image_size[::-1], Image.Resampling.BICUBIC)
@@ -106,14 +105,14 @@ def _write_lists(folder, lists):
         (folder/f"{name}.txt").write_text(",".join(map(str, ids)) + "\n", encoding="utf-8")
         savemat(folder/f"{name}.mat", {"id": np.array([ids], np.uint16)})
 
-def _write_draw(file, counts, trials=10):
+def _write_draw(file, counts):
     from scipy.io import savemat
     rng, cells = np.random.default_rng(generator("draw").initial_seed()), np.empty((6, 1), object)
     for c in range(1, 7):
         cells[c - 1, 0] = np.empty((max(i for _, i in counts), 1), object)
         for i in range(1, len(cells[c - 1, 0]) + 1):
             n = counts.get((c, i), 0)
-            orders = [rng.permutation(n) + 1 for _ in range(trials)] if n else np.zeros((0, 0))
+            orders = [rng.permutation(n) + 1 for _ in TRIALS] if n else np.zeros((0, 0))
             cells[c - 1, 0][i - 1, 0] = np.array(orders, np.uint8)
     savemat(file, {"rand_perm_cam": cells})
 
