@@ -23,9 +23,9 @@ from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 from scipy.io import savemat
 
-from vdistill.reid.archives import look_llcm, look_regdb, look_sysu, read_ids, read_list, read_permutations
+from vdistill.reid.layouts import look_llcm, look_regdb, look_sysu, read_ids, read_list, read_permutations
 from vdistill.reid.doctor import Report, doctor
-from vdistill.reid.backbones import read_weights
+from vdistill.reid.pretrained import read_weights
 from vdistill.reid.checkpoints import CheckpointError, _sha256, check_checkpoint, load_state, load_weights, read_checksums
 from vdistill.cli.base import parse_settings
 from vdistill.cli.measures import read_columns
@@ -35,10 +35,10 @@ from vdistill.core import InputError
 from vdistill.reid.data import load_dataset, parse_spec
 from vdistill.reid.manifests import CSVDataset, read_manifest
 from vdistill.reid.pairs import PairsDataset, find_pairs, read_boxes
-from vdistill.reid.records import as_size, image_shape, read_image
+from vdistill.reid.images import as_size, image_shape, read_image
 from vdistill.reid.tables import read_table
 from vdistill.looking.embedding import Embeddings, read_embeddings, write_embeddings
-from vdistill.reid.weights import read_foreign
+from vdistill.reid.weight_files import read_foreign
 from vdistill.reid.runs import read_config
 
 PATIENCE = 60 # seconds for one example

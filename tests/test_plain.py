@@ -12,7 +12,7 @@ from vdistill.looking.comparison import Cell, same_dataset
 from vdistill.reid.config import TrainConfig, configure
 from vdistill.core import InputError, generator, plain
 from vdistill.reid.data import load_dataset, parse_spec
-from vdistill.reid.pairs import Jitter
+from vdistill.reid.views import Jitter
 from vdistill.reid.records import Protocol
 from vdistill.reid.runs import read_config, start_run
 from vdistill.reid.training import Trainer

@@ -13,9 +13,10 @@ ROOMS = {"cli": "the command line", "bench": "how fast", "looking": "pictures, r
     "theory": "bottlenecks, losses, bounds, estimation", "core": "errors, seeds, files: used by every room"}
 # The floors of the largest room.
 FLOORS = {"reid": {
-    "images": "records tables pairs manifests archives synthetic data doctor cache augmentation batches",
-    "networks": "pooling backbones models identity_losses metric_losses objective",
-    "runs": "config guard parallel checkpoints runs weights training foreign",
+    "images": "findings images names records tables views pairs manifests layouts archives fakes drawing synthetic "
+        "data doctor cache pixels augmentation batches",
+    "networks": "networks pretrained pooling backbones models identity_losses metric_losses objective",
+    "runs": "config guard parallel checkpoints seen runs weight_files weights training foreign",
     "scores": "retrieval protocols reranking evaluation"}}
 BEGIN, END = "<!-- rooms -->", "<!-- end of rooms -->"
 

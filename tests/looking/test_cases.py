@@ -20,7 +20,7 @@ from torch import nn
 
 from vdistill.looking import cases as C
 from vdistill.looking import plots, report
-from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
+from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 from vdistill.reid.records import DataWarning

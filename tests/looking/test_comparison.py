@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
-from vdistill.reid.archives import fake_regdb
+from vdistill.reid.fakes import fake_regdb
 from vdistill.looking.comparison import HOGS, SCENES, Cell, collect_histories, collect, compare, cost_text, differences_text, family, family_text, headlines, holm, mean_table, read_grid, reference_scores, run_cell, run_cells, sentence, shard, two_way, with_references
 from vdistill.core import InputError
 from vdistill.reid.runs import start_run

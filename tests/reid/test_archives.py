@@ -14,10 +14,10 @@ from hypothesis import given, settings, strategies as st
 from scipy.io import savemat
 
 from vdistill.reid import cache
-from vdistill.reid.archives import (DRAW, PUBLISHED, camera_in_name, draw_faults, fake_llcm, fake_regdb, fake_sysu, in_order, look_sysu, plant, read_ids,
-                                    read_list, read_permutations, spread)
+from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu, plant, spread
+from vdistill.reid.layouts import DRAW, PUBLISHED, camera_in_name, draw_faults, in_order, look_sysu, read_ids, read_list, read_permutations
 from vdistill.reid.batches import IdentitySampler, load_batch
-from vdistill.reid.cache import pixel_file, read_pixels
+from vdistill.reid.cache import PixelCache, read_pixels
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 from vdistill.reid.doctor import doctor
@@ -451,7 +451,7 @@ def test_cache(regdb, tmp_path, monkeypatch):
 def test_cache_is_whole_or_not_there(regdb, tmp_path):
     paths = list((regdb / "Visible").rglob("*.bmp"))
     paths[5].write_bytes(b"no image")
-    assert str(paths[5]) in message(pixel_file, paths, (16, 8), tmp_path / "pixels", "x") and not list((tmp_path / "pixels").iterdir())
+    assert str(paths[5]) in message(PixelCache, paths, (16, 8), tmp_path / "pixels", "x") and not list((tmp_path / "pixels").iterdir())
 
 
 def test_read_pixels_of_nothing(): assert read_pixels([], (16, 8)).shape == (0, 3, 16, 8)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from vdistill.reid.batches import IdentitySampler, choose, given_labels, images_by_identity, load_batch, random_flip
+from vdistill.reid.batches import IdentitySampler, choose, given_labels, images_by_identity, load_batch
 from vdistill.core import InputError, generator
+from vdistill.reid.augmentation import random_flip
 from vdistill.reid.records import ReIDDataset
 
 fuzz = settings(derandomize=True, deadline=None, max_examples=80)

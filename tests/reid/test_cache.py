@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from vdistill.reid import cache as C
-from vdistill.reid.archives import fake_regdb
+from vdistill.reid.fakes import fake_regdb
 from vdistill.reid.augmentation import Augmentation, Counter, Drawn, exchange_channels, mix, random_crop, random_erase, random_flip, random_grey
 from vdistill.reid.batches import load_batch
-from vdistill.reid.cache import PixelCache, Pixels, cache_faults, cache_folder, on_device
+from vdistill.reid.cache import PixelCache, cache_faults, cache_folder
+from vdistill.reid.pixels import Pixels, is_fixed, on_device
 from vdistill.core import InputError, generator
 from vdistill.reid.data import load_dataset
-from vdistill.reid.pairs import uniform
+from vdistill.reid.views import uniform
 from vdistill.reid.records import DataWarning
 from vdistill.bench.dispatch import count_operations
 
@@ -356,10 +357,10 @@ def test_pixels_of_a_dataset(sets, name):
     data = sets[name]
     rows = np.array([5, 200, 5, 0, len(data) - 1])
     source = Pixels(data, device="cpu")
-    assert source.table is None and torch.equal(source.images(rows), data.images(rows)) and C.is_fixed(data) == (name != "decoded")
+    assert source.table is None and torch.equal(source.images(rows), data.images(rows)) and is_fixed(data) == (name != "decoded")
     source._keep(np.unique(rows)) # what happens on a GPU where it fits
     data.images = lambda *_, **__: 1/0
-    assert torch.equal(source.images(rows[::-1]), C.Pixels._read(source, rows[::-1]) if name == "cached" else source.table[[3, 0, 1, 2, 1]])
+    assert torch.equal(source.images(rows[::-1]), Pixels._read(source, rows[::-1]) if name == "cached" else source.table[[3, 0, 1, 2, 1]])
     assert "record 6 is not among" in message(source.images, [5, 6])
 
 
@@ -371,7 +372,7 @@ def test_the_cached_images_are_the_decoded_ones(sets):
 def test_views_follow_their_drawing(pairs_dir):
     data = load_dataset(f"pairs:{pairs_dir}", max_scenes=6)
     source = Pixels(data)
-    assert not C.is_fixed(data) and torch.equal(source.images([0, 9], draw=4), data.images([0, 9], draw=4)) and not torch.equal(source.images([0], draw=4), source.images([0], draw=5))
+    assert not is_fixed(data) and torch.equal(source.images([0, 9], draw=4), data.images([0, 9], draw=4)) and not torch.equal(source.images([0], draw=4), source.images([0], draw=5))
 
 
 # ---- counters

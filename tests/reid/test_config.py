@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
+from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
 from vdistill.reid.checkpoints import load_state, load_weights
 from vdistill.reid.config import CHOICES, METHODS, TrainConfig, configure, read_recipe
 from vdistill.core import InputError, generator

@@ -9,7 +9,7 @@ from PIL import Image
 from test_archives import check, llcm, message, regdb, sysu, wrong # noqa: F401 (fixtures among them)
 
 from vdistill.reid import data
-from vdistill.reid.archives import fake_sysu
+from vdistill.reid.fakes import fake_sysu
 from vdistill.reid.data import load_dataset
 from vdistill.reid.doctor import doctor
 

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from small_sets import message
 
-from vdistill.reid.archives import fake_looks
+from vdistill.reid.fakes import fake_looks
 from vdistill.reid.cache import decode
 from vdistill.core import InputError
 from vdistill.reid.manifests import CSVDataset
 from vdistill.reid.pairs import PairsDataset
-from vdistill.reid.records import check_images, image_shape, read_image
+from vdistill.reid.images import check_images, image_shape, read_image
 
 
 def write_png(path, x, kind): # kind: 0 grey, 2 colour, 4 grey and alpha, 6 colour and alpha

@@ -13,7 +13,8 @@ from small_sets import NFC, NFD, images, manifest, message, plain_disk, rename, 
 
 from vdistill.reid.data import load_dataset
 from vdistill.reid.manifests import CSVDataset
-from vdistill.reid.records import DataWarning, Protocol, codes
+from vdistill.reid.names import codes
+from vdistill.reid.records import DataWarning, Protocol
 
 
 @pytest.mark.parametrize("end, bom", [("\n", ""), ("\r\n", "\ufeff"), ("\r\n\r\n", "\ufeff"), ("\n\n \n", "")])

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from vdistill.core import InputError, generator
 from vdistill.distillation import VariationalDistillation
-from vdistill.reid.backbones import ATTENTIONS, STAGES, Encoder, conv_backbone, library_backbone, load_weights, read_weights, take_stem
+from vdistill.reid.backbones import ATTENTIONS, STAGES, Encoder, conv_backbone, library_backbone, take_stem
+from vdistill.reid.pretrained import load_weights, read_weights
 from vdistill.reid.models import EdgeFront, PixelFront, ReIDNet, TwoStreamNet, box_mean, join
 from vdistill.reid.pooling import ChannelAttention, GeM, NonLocal
 from vdistill.reid.training import TrainConfig, objective

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from vdistill.reid import evaluation as E
-from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
+from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
 from vdistill.cli.main import main
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset

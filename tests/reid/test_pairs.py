@@ -14,9 +14,10 @@ from scipy.ndimage import map_coordinates
 from small_sets import NFC, NFD, boxes, message, pairs, plain_disk, rename, scene, write # noqa: F401 (a fixture among them)
 
 from vdistill.reid.data import load_dataset
-from vdistill.reid.pairs import (Jitter, PairsDataset, block_splits, cut, disjoint, find_pairs, grid_windows, near_duplicates, read_boxes, sample_views,
-                                 thumbnail, uniform, view_parameters)
-from vdistill.reid.records import DataWarning, Protocol, as_size, read_image, size_for
+from vdistill.reid.pairs import PairsDataset, block_splits, disjoint, find_pairs, grid_windows, near_duplicates, read_boxes, thumbnail
+from vdistill.reid.views import Jitter, cut, sample_views, uniform, view_parameters
+from vdistill.reid.images import as_size, read_image, size_for
+from vdistill.reid.records import DataWarning, Protocol
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("fixed")

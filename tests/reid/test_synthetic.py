@@ -5,8 +5,8 @@ from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 from vdistill.reid.records import MODALITIES
 from vdistill.reid.evaluation import retrieval_scores
-from vdistill.reid.synthetic import (BODY, CAMERAS, FACTOR_GROUPS, LEVELS, MATERIALS, PALETTES, SyntheticDataset, _columns, _layers,
-                                factor_matcher_distances, render, sample_captures, sample_identities)
+from vdistill.reid.drawing import BODY, FACTOR_GROUPS, LEVELS, MATERIALS, PALETTES, _columns, _layers, render
+from vdistill.reid.synthetic import CAMERAS, SyntheticDataset, factor_matcher_distances, sample_captures, sample_identities
 
 IDENTITY = [*FACTOR_GROUPS["shared_identity"], *FACTOR_GROUPS["visible_identity"]]
 

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vdistill.core import InputError
-from vdistill.reid.backbones import NonLocal
+from vdistill.reid.pooling import NonLocal
 from vdistill.reid.models import TwoStreamNet
-from vdistill.reid.weights import CONVERT, PlainType, find_state, initialise, read_foreign
+from vdistill.reid.weight_files import CONVERT, PlainType, find_state, read_foreign
+from vdistill.reid.weights import initialise
 
 
 def message(function, *args, **kwargs):

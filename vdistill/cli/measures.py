@@ -70,7 +70,7 @@ def read_columns(
 def _read_numbers(file, wanted): # a table as pandas understands it; between semicolons or tabs, 1,5 is a number as well
     import csv, io
     import pandas as pd
-    from vdistill.reid.records import as_path
+    from vdistill.reid.names import as_path
     from vdistill.reid.tables import check_cells, read_rows
     file = as_path(file)
     if not file.is_file(): raise InputError(f"no file {file}")

@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 from ..core import InputError, as_array, as_label_array, as_numbers, generator
 from .plots import COLOURS, embed_2d, in_house_style, new_axes, new_figure, scatter_modalities
 from .report import save_figure
-from ..reid.checkpoints import seen_words
 from ..reid.evaluation import extract_features, run_columns
-from ..reid.pairs import uniform, view_parameters
 from ..reid.records import MODALITIES
 from ..reid.runs import load_run, open_own, read_config, write_csv
+from ..reid.seen import seen_words
 from ..reid.synthetic import FACTOR_GROUPS, SyntheticDataset
+from ..reid.views import uniform, view_parameters
 
 # %% ../../nbs/looking/21_audit.ipynb #c006
 class Estimate(NamedTuple):

@@ -19,17 +19,18 @@ import torch
 import torch.nn.functional as F
 import yaml
 from ..core import InputError, half_width, optional, plain
-from ..reid.backbones import library_parts, package_file, shown_colours
+from ..reid.backbones import library_parts
 from ..reid.cache import by_parts
-from ..reid.checkpoints import same_data
 from ..reid.config import METHODS, read_yaml
 from ..reid.data import as_spec, load_dataset
 from ..reid.evaluation import DIRECTIONS, OFFICIAL, chance_rows, evaluate, gallery_draws, hog_features
-from ..reid.evaluation import mean_over_draws, pixel_features, protocol_text, results_frame, retrieval_scores
-from ..reid.evaluation import run_columns, scene_scores
+from ..reid.evaluation import mean_over_draws, pixel_features, protocol_text, results_frame
+from ..reid.evaluation import retrieval_scores, run_columns, scene_scores
+from ..reid.findings import shown
 from ..reid.models import front_end
-from ..reid.records import shown
+from ..reid.pretrained import package_file, shown_colours
 from ..reid.runs import load_run, read_config, write_csv
+from ..reid.seen import same_data
 from ..reid.training import TrainConfig, Trainer, configure
 
 # %% ../../nbs/looking/23_comparison.ipynb #c005

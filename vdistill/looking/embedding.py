@@ -17,12 +17,13 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import InputError, atomic_path, generator, optional
-from ..reid.archives import is_image
 from ..reid.checkpoints import WEIGHTS
 from ..reid.data import load_dataset
 from ..reid.evaluation import pairwise_distances, run_columns
+from ..reid.findings import complain, read_all
+from ..reid.images import as_size, is_image, read_image, resized
 from ..reid.manifests import MODALITY_WORDS
-from ..reid.records import MODALITIES, DataWarning, as_size, complain, resized, read_all, read_image
+from ..reid.records import MODALITIES, DataWarning
 from ..reid.runs import autocast, load_run
 
 # %% ../../nbs/looking/26_embedding.ipynb #c008

@@ -54,7 +54,7 @@ class Counter:
     def uniform(self,
         rows: int, columns: int, start: int = 0, device="cpu",
     ) -> Tensor: # `(rows, columns)`, float64 in [0, 1)
-        "Numbers of 53 random bits each: what `data.uniform` gives for the seed of `generator(*key, seed=seed)`."
+        "Numbers of 53 random bits each: what `views.uniform` gives for the seed of `generator(*key, seed=seed)`."
         return _shift(self.words(rows, columns, start, device), 11).double()*2.**-53
 
     def bytes(self, rows: int, columns: int, device="cpu") -> Tensor: # `(rows, columns)`, uint8

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core import InputError, as_label_array, generator
-from .augmentation import Augmentation, Counter, random_flip
-from .cache import on_device
+from .augmentation import Augmentation, Counter
+from .pixels import on_device
 
 # %% ../../nbs/reid/12_batches.ipynb #c007
 class IdentitySampler:

@@ -14,10 +14,10 @@ import yaml
 from ..core import InputError, optional, plain
 from ..distillation import TEACHERS
 from .augmentation import Augmentation
-from .backbones import package_file
 from .data import as_spec
+from .findings import shown
 from .objective import METRICS, MUTUAL, REGULARISERS
-from .records import shown
+from .pretrained import package_file
 
 # %% ../../nbs/reid/16b_config.ipynb #c005
 METHODS = {
@@ -45,10 +45,12 @@ NAMED = dict(method=(*METHODS, "imported"), regulariser=REGULARISERS, metric=MET
     triplet_on=("v", "pooled"), vcd_teacher=TEACHERS, network=("three", "two_stream"), views=("modalities", "grey"),
     optimizer=("adamw", "adam", "sgd"), schedule=("cosine", "step"),
     precision=("auto", "float32", "bfloat16", "float16"), compile=("auto", "always", "never"))
-LIMITS = (("z_classification triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml weight_decay "
-        "backbone_rate skip_nonfinite stride frozen frozen_views", 0, math.inf),
-    ("flip warmup label_smoothing wrong_labels missing_labels average beta_rise", 0, 1),
-    ("learning_rate temperature sharpness", 1e-12, math.inf))
+LIMITS = { # least and largest value -> settings
+    (0, math.inf): "seed z_classification triplet z_triplet hetero_centre shared_share margin alpha beta vsd vcd vml "
+        "weight_decay backbone_rate skip_nonfinite stride frozen frozen_views",
+    (1, math.inf): "epochs validate_every width features z_features accumulate",
+    (0, 1): "warmup label_smoothing wrong_labels missing_labels average beta_rise",
+    (1e-12, math.inf): "learning_rate temperature sharpness"}
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list", dict: "a table"}
 
 def as_kind(
@@ -166,13 +168,10 @@ class TrainConfig:
         for name, allowed in NAMED.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}={shown(getattr(self, name))}: choose one of {', '.join(allowed)}")
-        for name in ("epochs", "validate_every", "width", "features", "z_features", "accumulate"):
-            if getattr(self, name) < 1: raise InputError(f"{name}={shown(getattr(self, name))}: must be at least 1")
-        for names, low, high in LIMITS:
-            for name in names.split(): _within(name, getattr(self, name), low, high)
+        for limits, names in LIMITS.items():
+            for name in names.split(): _within(name, getattr(self, name), *limits)
         self.decay_at = tuple(as_kind(float, "decay_at", at) for at in self.decay_at)
         for at in self.decay_at: _within("decay_at", at, 0, 1)
-        _within("seed", self.seed, 0, math.inf)
         for name in ("grid", "resize"):
             if len(getattr(self, name)) not in (0, 2):
                 raise InputError(f"{name}={shown(list(getattr(self, name)))}: must be two numbers, rows and columns")
@@ -189,7 +188,7 @@ class TrainConfig:
                 f"and method={self.method} needs a z of its own: set residual=false")
         if self.views == "grey" and self.network != "three":
             raise InputError("views=grey needs network=three: a lean network has no branch for the grey copy")
-        Augmentation.of(self) # checks its fields
+        Augmentation.of(self) # which checks its own fields
 
     def check_frozen(self):
         "Kept features are of images as they are drawn, and need layers that are frozen."
@@ -203,9 +202,15 @@ class TrainConfig:
             raise InputError(f"{drawn[0]} is drawn anew at each step, and frozen_views={self.frozen_views} "
                 "keeps what was drawn before: set one of them to 0")
 
+    def reported(self) -> str:
+        "The feature to report where nothing is chosen."
+        name = self.headline or "z shared"
+        return name if self.bottleneck else name.replace("z ", "v ")
+
 def _within(name, value, low, high):
     if low <= value <= high and value != math.inf: return
-    allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}" + ", and finite"*(value == math.inf)
+    least = f"at least {low}, and finite" if value == math.inf else f"at least {low}"
+    allowed = f"between {low} and {high}" if high < math.inf else least
     raise InputError(f"{name}={shown(value)}: must be {allowed}")
 
 # %% ../../nbs/reid/16b_config.ipynb #c010

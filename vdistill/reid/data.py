@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from ..core import InputError, plain
 from .archives import LLCMDataset, RegDBDataset, SYSUDataset
 from .manifests import CSVDataset
+from .names import as_path
 from .pairs import PairsDataset
-from .records import MODALITIES, ReIDDataset, as_path
+from .records import MODALITIES, ReIDDataset
 from .synthetic import SyntheticDataset
 
 # %% ../../nbs/reid/10d_data.ipynb #c104
@@ -55,7 +56,8 @@ def load_dataset(
     unknown = [name for name in options if name not in known]
     if unknown: raise InputError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     if image_size is not None: options["image_size"] = image_size
-    return reader(*[where]*bool(where), **plain(options | dict(seed=seed)))
+    options = plain(options | dict(seed=seed))
+    return reader(where, **options) if where else reader(**options)
 
 # %% ../../nbs/reid/10d_data.ipynb #c106
 def _near(kind, spec):

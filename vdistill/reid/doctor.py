@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass
 import pandas as pd, torch
 from tqdm.auto import tqdm
 from ..core import InputError, generator
-from .archives import DRAW, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK, Check, fault_check, index_files
-from .archives import look_folder, look_llcm, look_regdb, look_sysu, open_draw
 from .cache import cache_faults, cache_folder
 from .data import load_dataset, parse_spec
+from .findings import Check, counted, fault_check, some_of
+from .images import check_images
+from .layouts import DRAW, LOOK, PUBLISHED, REGDB_TOPS, TRIALS, UNPACK, index_files, look_folder
+from .layouts import look_regdb, open_draw
 from .manifests import copies, read_manifest, twins_in
+from .names import as_path, exact_copies
 from .pairs import find_pairs, lone_capitals
-from .records import MODALITIES, SPLITS, as_path, check_images, counted, exact_copies, some_of
+from .records import MODALITIES, SPLITS, seen_in_both
 
 # %% ../../nbs/reid/10e_doctor.ipynb #c065
 @dataclass
@@ -108,7 +111,7 @@ def check_decoding(
 def _examine_archive(kind, where):
     folder = look_folder(where, kind)
     if not folder.ok: return [], [folder]
-    records, checks = {"sysu": look_sysu, "regdb": look_regdb, "llcm": look_llcm}[kind](where)
+    records, checks = LOOK[kind](where)
     extra = {"sysu": _examine_draw, "regdb": _examine_trials, "llcm": _examine_names}[kind](records, as_path(where))
     return records.path.tolist(), [folder, *checks, *count_checks(records, kind), *extra]
 
@@ -163,12 +166,11 @@ def _check_copies(table):
     return [fault_check("copies between splits", apart, "image", advice), _note_copies(within)]
 
 def _check_split(part, split): # has it the people that `train` asks for?
-    seen = part.groupby("identity").modality.nunique()
-    # without any, validation is drawn from train
-    both, least = (seen == 2).sum(), {"train": 2, "val": int(len(part) > 0), "test": 1}[split]
+    both = len(seen_in_both(part))
+    least = {"train": 2, "val": int(len(part) > 0), "test": 1}[split] # without any, validation is drawn from train
     advice = "Training searches across modalities: list a visible and an infrared image of them"
-    found = f"{len(part):,} of {len(seen):,} identities, {both:,} in both modalities"
-    return Check(f"{split} images", bool(both >= least), found, f"at least {least} in both", advice)
+    found = f"{len(part):,} of {part.identity.nunique():,} identities, {both:,} in both modalities"
+    return Check(f"{split} images", both >= least, found, f"at least {least} in both", advice)
 
 def _examine_other(kind, where): return [], _opens(f"{kind}:{where}" if where else kind)
 

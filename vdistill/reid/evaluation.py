@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core import InputError, as_tensor, generator, half_width, mind_fork, optional
+from .images import LUMA
 from .protocols import DIRECTIONS, ProtocolScores, llcm_scores, regdb_scores, sysu_scores
+from .records import seen_in_both
 from .reranking import rerank
 from .retrieval import RetrievalScores, chance_scores, pairwise_distances, retrieval_scores
 
@@ -25,11 +27,10 @@ _all_ = ["DIRECTIONS", "ProtocolScores", "RetrievalScores", "chance_scores", "ll
 
 # %% ../../nbs/reid/15_evaluation.ipynb #c008
 def _in_both(table): # the identities that can be searched across modalities, in order
-    seen = table.groupby("identity").modality.nunique()
-    ids = np.sort(seen.index[seen == 2].to_numpy())
+    ids = seen_in_both(table)
     if not len(ids):
-        raise InputError(f"none of {len(seen)} identities has images in both modalities (0 visible, 1 infrared); "
-            "nothing can be searched across them")
+        raise InputError(f"none of {table.identity.nunique()} identities has images in both modalities "
+            "(0 visible, 1 infrared); nothing can be searched across them")
     return ids
 
 def gallery_draws(
@@ -75,18 +76,18 @@ def score_features(
     infrared_ids, # `(I,)`
     *,
     exclude=None, # `(V, I)` bool, True: this pair does not count
-    metric: str = "cosine", # or `euclidean`
-    cmc: str = "image", # or `identity`
 ) -> list: # of dicts: feature, direction, metric, value in percent
     "Rank-1, rank-5, rank-10, mAP and mINP of each feature, infrared→visible and visible→infrared."
-    rows = []
+    searches = _both_ways(features, visible_ids, infrared_ids, exclude)
+    return [row for search in searches for row in _rows(*search)]
+
+def _both_ways(features, visible_ids, infrared_ids, exclude=None): # yields feature, direction, scores
+    back = None if exclude is None else as_tensor(exclude, "exclude")
+    there = None if back is None else back.T
     for name, (visible, infrared) in features.items():
-        d = pairwise_distances(infrared, visible, metric)
-        back = None if exclude is None else as_tensor(exclude, "exclude")
-        rows += _rows(name, DIRECTIONS[0],
-            retrieval_scores(d, infrared_ids, visible_ids, exclude=None if back is None else back.T, cmc=cmc))
-        rows += _rows(name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back, cmc=cmc))
-    return rows
+        d = pairwise_distances(infrared, visible)
+        yield name, DIRECTIONS[0], retrieval_scores(d, infrared_ids, visible_ids, exclude=there)
+        yield name, DIRECTIONS[1], retrieval_scores(d.T, visible_ids, infrared_ids, exclude=back)
 
 def chance_rows(visible_ids, infrared_ids): # rows like those of `score_features`, feature "chance"
     "What a random ranking is expected to score in both directions."
@@ -139,13 +140,12 @@ def scene_scores(
     records, parts = dataset.records, []
     ids, scenes = records.identity.to_numpy(), records["scene" if "scene" in records else "identity"].to_numpy()
     for sides, features in drawn_features(dataset, extract, indices, **options):
-        for name, (visible, infrared) in features.items():
-            d = pairwise_distances(infrared, visible)
-            for direction, distances, (asking, answering) in zip(DIRECTIONS, (d, d.T), (sides[::-1], sides)):
-                s = retrieval_scores(distances, ids[asking], ids[answering])
-                about = dict(feature=name, direction=direction, scene=scenes[asking], queries=1)
-                scores = {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*np.asarray(s.average_precision)}
-                parts.append(pd.DataFrame(about | scores))
+        visible, infrared = sides
+        asking = dict(zip(DIRECTIONS, (infrared, visible)))
+        for name, direction, s in _both_ways(features, ids[visible], ids[infrared]):
+            about = dict(feature=name, direction=direction, scene=scenes[asking[direction]], queries=1)
+            scores = {"rank-1": 100.*(s.first_rank == 1), "mAP": 100*np.asarray(s.average_precision)}
+            parts.append(pd.DataFrame(about | scores))
     table = pd.concat(parts, ignore_index=True).dropna()
     over = {"queries": "sum", "rank-1": "mean", "mAP": "mean"}
     return table.groupby(["feature", "direction", "scene"], sort=False).agg(over).reset_index()
@@ -275,7 +275,7 @@ def _grey(images): # (B, H, W) float32, 0..255
     images = as_tensor(images, "images")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise InputError(f"images are {images.dtype} of shape {tuple(images.shape)}; needed: uint8 (B, 3, H, W)")
-    return torch.einsum("bchw,c->bhw", images.float(), images.new_tensor([.299, .587, .114], dtype=torch.float32))
+    return torch.einsum("bchw,c->bhw", images.float(), images.new_tensor(LUMA, dtype=torch.float32))
 
 def pixel_features(
     images: Tensor, # `(B, 3, H, W)` uint8

@@ -13,7 +13,8 @@ from .config import TrainConfig
 from .data import load_dataset
 from .models import NETWORKS
 from .runs import load_run, start_run, write_csv
-from .weights import IMAGE_SIZES, MISSING, ImportSummary, assign, read_checkpoint, reason, settings_of
+from .weights import IMAGE_SIZES, MISSING, ImportSummary, assign, read_checkpoint, reason
+from .weights import settings_of
 
 # %% ../../nbs/reid/18_foreign.ipynb #f029
 def import_checkpoint(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..core import InputError, atomic_path, lock_file, unlock_file
+from .findings import counted
 
 # %% ../../nbs/reid/16c_guard.ipynb #c005
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL) # what network and user file systems answer
@@ -127,9 +128,8 @@ def nonfinite_advice(
     scaled: bool = False, # are the gradients, for float16?
 ) -> str:
     "What to say of steps that were no numbers, and what to change."
-    steps = f"{count} steps" if count > 1 else f"{count} step"
     bfloat16 = " (or --set precision=bfloat16)" if scaled else ""
-    return (f"loss or gradient was no number in {steps}, first in step {first} "
+    return (f"loss or gradient was no number in {counted(count, 'step')}, first in step {first} "
             f"(epoch {epoch}, seed {config.seed}).{report} "
             f"Begin a new run with a learning rate below {config.learning_rate}, "
             f"or resume this one with --set skip_nonfinite={max(count, 3)}, which leaves such steps out{bfloat16}.")

@@ -10,9 +10,10 @@ import functools, os, re
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ..core import InputError, as_tensor
-from .records import MODALITIES, SPLITS, Names, Protocol, ReIDDataset, as_path, as_size, codes, complain
-from .records import counted, draw_validation, exact_copies, folded, image_shape, name_twins, read_all
-from .records import read_image, resized, same_name, size_for, some_of
+from .findings import complain, counted, read_all, some_of
+from .images import as_size, image_shape, read_image, resized, size_for
+from .names import Names, as_path, codes, exact_copies, folded, name_twins, same_name
+from .records import MODALITIES, SPLITS, Protocol, ReIDDataset, draw_validation
 from .tables import check_identities, read_table
 
 # %% ../../nbs/reid/10b_manifests.ipynb #c096
@@ -68,7 +69,8 @@ def _listed_before(table, paths, split): # sentences on files that an earlier li
         place = (real(path.parent), folded(path.name) if file else path.name, file) # not where it leads
         before, name, its_part = first.get(place, first.get(file, (0, "", part)))
         if place in first:
-            faults.append(f"line {line}: {cell} is listed before, in line {before}" + f" as {name}"*(name != cell))
+            other = "" if name == cell else f" as {name}"
+            faults.append(f"line {line}: {cell} is listed before, in line {before}{other}")
         elif part != its_part:
             faults.append(f"line {line}: {cell} in {part} is the file of line {before}, {name} in {its_part}")
         for key in (place, file): first.setdefault(key, (line, cell, part))

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from ..core import InputError, in_short
 from .augmentation import Counter
-from .cache import on_device
 from .models import Prediction, Predictions
+from .pixels import on_device
 
 # %% ../../nbs/reid/16d_parallel.ipynb #env002
 def launched() -> tuple: # (number of this process, number of processes)
@@ -86,7 +86,7 @@ def _address(): return os.environ["MASTER_ADDR"].strip(), int(os.environ["MASTER
 def _patience(rank, size, seconds, first): # a call waits a moment for who is missing, and says so when it is time
     began, due = time.monotonic(), [first]
     def wait(missing, speaks=True):
-        who = f"process{'es'*(len(missing) > 1)} {', '.join(map(str, missing))} of {size}"
+        who = f"{'process' if len(missing) == 1 else 'processes'} {', '.join(map(str, missing))} of {size}"
         passed, where = time.monotonic() - began, ":".join(map(str, _address()))
         if passed >= seconds:
             raise InputError(f"process {rank} of {size} has not met the others within {seconds:g} s: "

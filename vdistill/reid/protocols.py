@@ -14,9 +14,10 @@ import numpy as np, pandas as pd, torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from ..core import InputError, as_array
+from .findings import counted
 from .reranking import rerank, rerank_densely
-from .retrieval import RetrievalScores, as_features, as_identities, check_conventions, pairwise_distances
-from .retrieval import retrieval_scores
+from .retrieval import RetrievalScores, as_features, as_identities, check_conventions
+from .retrieval import pairwise_distances, retrieval_scores
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c007
 DIRECTIONS = ("infrared→visible", "visible→infrared") # query→gallery
@@ -101,19 +102,16 @@ def _score_trials(query, gallery, galleries, excluded, rules, metric, reranking,
         d = distances[:, np.searchsorted(used, rows)] if reranking is None else rerank(q, g[rows], *reranking)
         yield retrieval_scores(d, q_ids, g_ids[rows], exclude=excluded(rows), **rules)
 
-def _rules_in_words(cmc, ap, metric, reranking):
-    counted = dict(image="images", identity="identities")[cmc]
-    words = [f"CMC over {counted}", f"AP over images by {ap}s", f"{metric} distance"]
-    if reranking is not None:
-        words.append("re-ranked by k-reciprocal neighbours with k1 = {}, k2 = {}, lambda = {}".format(*reranking))
-    return ", ".join(words)
-
-def _check_rules(cmc, ap, reranking):
+def _rules(cmc, ap, metric, reranking): # for `retrieval_scores`, and in words
     check_conventions(cmc=cmc, ap=ap)
     if reranking is not None and (not isinstance(reranking, (tuple, list)) or len(reranking) != 3):
         raise InputError(f"reranking is {reranking!r}; "
             "pass (k1, k2, lambda_value), as published (20, 6, 0.3), or None")
-    return dict(cmc=cmc, ap=ap)
+    ranked = dict(image="images", identity="identities")[cmc]
+    words = f"CMC over {ranked}, AP over images by {ap}s, {metric} distance"
+    if reranking is not None:
+        words += ", re-ranked by k-reciprocal neighbours with k1 = {}, k2 = {}, lambda = {}".format(*reranking)
+    return dict(cmc=cmc, ap=ap), words
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c011
 SYSU_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)} # of the gallery
@@ -191,7 +189,7 @@ def _sysu_words(mode, shots, draw, galleries, ids, cameras, rules):
     people = f"{people} identities" + (", fewer images where there are fewer," if len(galleries[0]) < sought else "")
     drawn = {"official": "the official draws",
         "agw": "AGW's draws (Python's generator, seeded by the trial from 0)"}[draw]
-    return (f"{mode}-search, {shots} shot{'s' if shots > 1 else ''}: "
+    return (f"{mode}-search, {counted(shots, 'shot')}: "
             f"gallery of {_span([len(g) for g in galleries], 'images')} of {people} "
             f"from cameras {', '.join(map(str, SYSU_CAMERAS[mode]))}, "
             f"{_mean_of(len(galleries))} by {drawn}; queries of camera 3 do not see camera 2; {rules}")
@@ -216,7 +214,7 @@ def sysu_scores(
     device=None, # where distances are computed; default: CUDA where there is one
 ) -> ProtocolScores:
     "SYSU-MM01 (Wu et al., ICCV 2017). Holds one matrix of all queries against all images that any trial draws."
-    rules = _check_rules(cmc, ap, reranking)
+    rules, said = _rules(cmc, ap, metric, reranking)
     q, q_ids, q_cams = _side(query_features, query_ids, query_cameras, "query")
     g, g_ids, g_cams = _side(gallery_features, gallery_ids, gallery_cameras, "gallery")
     for name, cameras, allowed in (("query", q_cams, _SYSU_QUERIES), ("gallery", g_cams, SYSU_CAMERAS["all"])):
@@ -229,7 +227,7 @@ def sysu_scores(
         _require_complete(camera_groups(g_ids, g_cams), permutations, SYSU_CAMERAS[mode], people)
     same_room = lambda rows: _SYSU_LOCATION[q_cams][:, None] == _SYSU_LOCATION[g_cams[rows]]
     scores = tuple(_score_trials((q, q_ids), (g, g_ids), galleries, same_room, rules, metric, reranking, device))
-    words = _sysu_words(mode, shots, draw, galleries, g_ids, g_cams, _rules_in_words(cmc, ap, metric, reranking))
+    words = _sysu_words(mode, shots, draw, galleries, g_ids, g_cams, said)
     return ProtocolScores("SYSU-MM01", DIRECTIONS[0], words, len(q_ids), scores)
 
 # %% ../../nbs/reid/15b_protocols.ipynb #c023
@@ -243,7 +241,7 @@ def regdb_scores(
     device=None, # where distances are computed; default: CUDA where there is one
 ) -> dict[str, ProtocolScores]: # a direction each
     "RegDB (Nguyen et al., 2017), both directions; published numbers are means of ten trials."
-    rules = _check_rules(cmc, ap, reranking)
+    rules, words = _rules(cmc, ap, metric, reranking)
     scores: dict[str, list] = {d: [] for d in DIRECTIONS}
     shapes: dict[str, list] = {d: [] for d in DIRECTIONS}
     for trial in trials:
@@ -257,7 +255,7 @@ def regdb_scores(
             shapes[direction].append((len(query[1]), len(gallery[1]), len(np.unique(gallery[1]))))
     if not shapes[DIRECTIONS[0]]:
         raise InputError("no trial of RegDB; pass at least one, and ten for a number to compare")
-    return {d: _regdb_result(d, scores[d], shapes[d], _rules_in_words(cmc, ap, metric, reranking)) for d in DIRECTIONS}
+    return {d: _regdb_result(d, scores[d], shapes[d], words) for d in DIRECTIONS}
 
 def _regdb_result(direction, scores, shapes, rules):
     queries, images, people = zip(*shapes)
@@ -288,7 +286,7 @@ def llcm_scores(
     """LLCM (Zhang and Wang, CVPR 2023), both directions: every image of one modality searches one image of each
     identity and camera of the other."""
     if trials < 1: raise InputError(f"{trials} trials; at least 1")
-    rules, words = _check_rules(cmc, ap, reranking), _rules_in_words(cmc, ap, metric, reranking)
+    rules, words = _rules(cmc, ap, metric, reranking)
     v = _side(visible_features, visible_ids, visible_cameras, "visible")
     i = _side(infrared_features, infrared_ids, infrared_cameras, "infrared")
     results = {}

@@ -16,16 +16,18 @@ import torch
 import yaml
 from torch import Tensor, nn
 from ..core import InputError, atomic_path, plain, seeded
-from .backbones import shown_colours
 from .cache import by_parts
-from .checkpoints import SeenWarning, check_data, load_state, load_weights, or_previous, recall, seen_words
+from .checkpoints import load_state, load_weights, or_previous
 from .config import TrainConfig, read_yaml
 from .data import KINDS, load_dataset, parse_spec
 from .evaluation import evaluate, official_scores, protocol_text, results_frame, run_columns
 from .guard import SPAWN, FolderLock
 from .models import NETWORKS
+from .names import as_path
 from .parallel import first_process, gather_features, own_part, world
-from .records import ReIDDataset, as_path
+from .pretrained import shown_colours
+from .records import ReIDDataset
+from .seen import SeenWarning, check_data, recall, seen_words
 
 # %% ../../nbs/reid/17a_runs.ipynb #c017
 def _from_anywhere(spec): # with the whole path
@@ -143,8 +145,7 @@ def build_model(
 ) -> nn.Module: # initial weights follow from `config.seed`
     "The network of a configuration."
     names = ["front", "resize", "z_hidden", "backbone", "width", "features", "grid", "attention", "pooling", "stride",
-             "frozen", "resting", "residual"]
-    if config.network == "three": names.append("views")
+             "frozen", "resting", "residual", "views"]
     options = {name: getattr(config, name) for name in names}
     options["weights"] = config.weights if pretrained else None
     options["size"] = config.resize or tuple(config.data.get("image_size", (64, 64)))

@@ -10,7 +10,8 @@ import codecs, csv, io, os, re
 from pathlib import Path
 import pandas as pd
 from ..core import InputError
-from .records import as_path, complain, near_miss, spellings
+from .findings import complain
+from .names import as_path, near_miss, spellings
 
 # %% ../../nbs/reid/10_tables.ipynb #c087
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", # in this order:

@@ -18,19 +18,24 @@ from tqdm.auto import tqdm
 from ..core import InputError, generator, mind_fork, seeded
 from .augmentation import Augmentation
 from .batches import Batch, IdentitySampler, given_labels, load_batch
-from .cache import Kept, Pixels, by_parts, digest, on_device
-from .checkpoints import WEIGHTS, check_data, keep_previous, kept_words, last_checkpoint, recall, remember
-from .checkpoints import save_state, save_weights
+from .cache import by_parts
+from .checkpoints import WEIGHTS, keep_previous, kept_words, last_checkpoint, save_state
+from .checkpoints import save_weights
 from .config import TrainConfig, configure
 from .data import load_dataset
 from .evaluation import evaluate
-from .guard import FolderLock, Interrupted, Signals, Watch, compiled, fork_refused, gpu_failed, image_names
-from .guard import memory_advice, nonfinite_advice, out_of_memory, write_report
+from .findings import shown
+from .guard import FolderLock, Interrupted, Signals, Watch, compiled, fork_refused, gpu_failed
+from .guard import image_names, memory_advice, nonfinite_advice, out_of_memory, write_report
+from .names import as_path
 from .objective import REGULARISERS, objective
-from .parallel import OwnRows, any_process, check_share, gather_predictions, join_world, lost_contact
-from .parallel import own_device, own_part, settle, spread, synchronised, world
-from .records import ReIDDataset, as_path, shown
-from .runs import Embedder, autocast, build_model, open_own, pick_device, read_config, start_run, write_csv
+from .parallel import OwnRows, any_process, check_share, gather_predictions, join_world
+from .parallel import lost_contact, own_device, own_part, settle, spread, synchronised, world
+from .pixels import Kept, Pixels, digest, on_device
+from .records import ReIDDataset, seen_in_both
+from .runs import Embedder, autocast, build_model, open_own, pick_device, read_config, start_run
+from .runs import write_csv
+from .seen import check_data, recall, remember
 from .weights import initialise
 
 # %% ../../nbs/reid/16_training.ipynb #c002b
@@ -88,8 +93,7 @@ def split_rows(
         raise InputError(f"{config.dataset}: no validation identities; the headline feature and the checkpoint are "
                          "chosen on them. Set hold_out=false to choose nothing and report the last epoch")
     for split in ("val", "test") if config.hold_out else ("test",):
-        modalities = dataset.records.iloc[dataset.indices(split)].groupby("identity").modality.nunique()
-        if not (modalities == 2).any():
+        if not len(seen_in_both(dataset.records.iloc[dataset.indices(split)])):
             raise InputError(f"{config.dataset}: no identity of split {split} has images in both modalities, "
                              "so nothing can be searched there")
     return train, validation
@@ -327,22 +331,18 @@ class Trainer(_Step, _Stops):
 
     def keep(self, feature="", value=-1., scores=None) -> dict: # nothing for the history
         "These weights are the run's, until better ones come; without validation the last are."
-        self.best = dict(epoch=self.epoch - 1, feature=feature or self.headline(), value=value, scores=scores or {})
+        feature = feature or self.config.reported()
+        self.best = dict(epoch=self.epoch - 1, feature=feature, value=value, scores=scores or {})
         self.best_weights = {k: v.detach().cpu().clone() for k, v in self.shown.state_dict().items()}
         if self.run_dir: save_weights(self.run_dir, self.shown)
         return {}
-
-    def headline(self) -> str:
-        "The feature to report where nothing is chosen."
-        name = self.config.headline or "z shared"
-        return name if self.config.bottleneck else name.replace("z ", "v ")
 
     def check_headline(self):
         "A feature that the network does not have is missed before the training, not after."
         image = torch.zeros(1, 3, *self.dataset.image_size, device=self.device)
         with torch.no_grad(): names = list(self.model.eval().embed(image, 0))
-        if self.headline() not in names:
-            raise InputError(f"headline={shown(self.headline())}: this network has {', '.join(names)}")
+        if (headline := self.config.reported()) not in names:
+            raise InputError(f"headline={shown(headline)}: this network has {', '.join(names)}")
 
     def test(self) -> pd.DataFrame:
         "Read the test identities once, with the chosen weights and feature, or the last weights and the feature named."

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from test_main import call, sets
 
-from vdistill.reid.archives import fake_regdb
-from vdistill.reid.checkpoints import SeenWarning, check_data, describe_data, image_marks, known_people, recall, remember, same_data
+from vdistill.reid.fakes import fake_regdb
+from vdistill.reid.seen import SeenWarning, check_data, describe_data, image_marks, known_people, recall, remember, same_data
 from vdistill.looking.comparison import Cell, run_cells
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
