@@ -4,20 +4,16 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'OPTIONAL', 'FIXED', 'FROZEN', 'GRIDS', 'HOGS', 'TRANSFER', 'SCENES', 'MACHINE', 'SIDES', 'Cell', 'read_grid',
-           'FrozenFeatures', 'frozen_rows', 'frozen_at_hand', 'reference_scores', 'ceiling_rows', 'read_results',
-           'run_cell', 'same_dataset', 'run_cells', 'shard', 'headlines', 'holm', 'compare', 'two_way', 'family',
-           'family_text', 'collect', 'collect_histories', 'differences_text', 'sentence', 'cost_text', 'mean_table',
-           'with_references']
+           'FrozenFeatures', 'reference_scores', 'read_results', 'run_cell', 'same_dataset', 'run_cells', 'shard',
+           'headlines', 'holm', 'compare', 'two_way', 'family', 'family_text', 'collect', 'collect_histories',
+           'mean_text', 'differences_text', 'sentence', 'cost_text', 'mean_table', 'with_references']
 
 # %% ../../nbs/looking/23_comparison.ipynb #c002
 import dataclasses, itertools, os
 from functools import partial
 from pathlib import Path
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch, yaml
 import torch.nn.functional as F
-import yaml
 from ..core import InputError, half_width, optional, plain
 from ..reid.backbones import library_parts, package_file, shown_colours
 from ..reid.cache import by_parts
@@ -50,7 +46,7 @@ class Cell:
 
     def label(self) -> str:
         "What the cell's method is called in results."
-        return " ".join([self.method, *([f"{self.setting[0]}={self.setting[1]}"] if self.setting else [])])
+        return f"{self.method} {self.setting[0]}={self.setting[1]}" if self.setting else self.method
 
     def configure(self, **settings) -> TrainConfig: # settings of the whole grid
         "The cell's configuration."
@@ -164,13 +160,8 @@ class FrozenFeatures:
             found |= {self.label(name, grid): F.adaptive_avg_pool2d(x, grid).flatten(1) for grid in grids}
         return found
 
-def frozen_rows(
-    dataset, # a `ReIDDataset`
-    indices, # rows of it to search
-    protocol,
-    seed: int = 0, # of the draws
-) -> list: # rows, with what was chosen as their `note`
-    "Frozen features under a protocol; stage and grid are those that find most on the validation identities."
+# rows of frozen features, of the stage and grid that find most on the validation identities, with these as their `note`
+def _frozen_rows(dataset, indices, protocol, seed):
     validation, chosen = np.setdiff1d(dataset.indices("val"), indices), "blocks_4 on 4x4"
     if len(validation) and len(validation) == len(dataset.indices("val")):
         once, features = dataclasses.replace(protocol, draws=1), FrozenFeatures(dataset.image_size)
@@ -181,8 +172,7 @@ def frozen_rows(
     rows = evaluate(dataset, FrozenFeatures(dataset.image_size, [chosen]), indices, protocol=protocol, seed=seed)
     return [r | dict(note=f"{chosen}, {how}") for r in rows]
 
-def frozen_at_hand(dataset) -> bool:
-    "Whether frozen features can be had, and say something: people that were drawn are no photos."
+def _frozen_at_hand(dataset): # and they say something: people that were drawn are no photos
     package = FROZEN["weights"].partition(":")[2]
     return dataset.factors is None and optional("timm")[0] is not None and package_file(package) is not None
 
@@ -203,21 +193,17 @@ def reference_scores(
     if optional("skimage.feature")[0]:
         handcrafted |= {name: partial(hog_features, cell=cell) for name, cell in HOGS.items() if side >= 2*cell}
     rows = dict(chance=mean_over_draws([chance_rows(ids[v], ids[i]) for v, i in draws]))
-    if frozen_at_hand(dataset): rows["frozen EfficientNet-Lite0"] = frozen_rows(dataset, indices, protocol, seed)
+    if _frozen_at_hand(dataset): rows["frozen EfficientNet-Lite0"] = _frozen_rows(dataset, indices, protocol, seed)
     for name, f in handcrafted.items():
         rows[name] = evaluate(dataset, lambda x, m: {name: f(x)}, indices, protocol=protocol, seed=seed)
-    if dataset.factors is not None: rows["ceiling"] = mean_over_draws([ceiling_rows(dataset, v, i) for v, i in draws])
+    if dataset.factors is not None: rows["ceiling"] = mean_over_draws([_ceiling_rows(dataset, v, i) for v, i in draws])
     rows = [r | dict(method=method, feature="none") for method, several in rows.items() for r in several]
     return results_frame(rows, dataset=dataset.name, seed=seed, split=split, headline=True,
         protocol=protocol_text(dataset.records, indices, protocol), seconds=0., **run_columns())
 
 # %% ../../nbs/looking/23_comparison.ipynb #c010
-def ceiling_rows(
-    dataset, # with `factors`
-    visible, # indices of visible records
-    infrared, # indices of infrared records
-) -> list: # rows like those of `score_features`
-    "A matcher that is told every shared identity factor: people who coincide in all of them stay alike."
+# rows of a matcher that is told every shared identity factor: people who coincide in all of them stay alike
+def _ceiling_rows(dataset, visible, infrared):
     from vdistill.reid.synthetic import factor_matcher_distances
     ids = dataset.records.identity.to_numpy()
     d = factor_matcher_distances(dataset.factors.iloc[infrared], dataset.factors.iloc[visible])
@@ -507,15 +493,22 @@ def collect_histories(
     table = pd.concat(tables, ignore_index=True)
     return table[["dataset", "method", "seed", *(k for k in table if k not in ("dataset", "method", "seed"))]]
 
+def mean_text(
+    mean: float,
+    half: float, # of its interval; NaN: there is none
+    sign: str = "", # `+`: also where it is positive
+    digits: int = 1,
+) -> str:
+    "A mean ± half of its interval."
+    return f"{mean:{sign}.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
+
 def differences_text(
     table: pd.DataFrame, # as `compare` gives
 ) -> str: # lines of text
     "The table of a comparison, to be printed."
-    number = lambda sign: lambda r: f"{r[0]:{sign}.1f}" + ("" if np.isnan(r[1]) else f" ± {r[1]:.1f}")
-    means, differences = table[["mean", "interval"]], table[["difference", "difference_interval"]]
     columns = {"dataset": table.dataset, "side": table.side, "method": table.method,
-        table.metric.iloc[0]: means.apply(tuple, axis=1).map(number("")),
-        f"minus {table.reference.iloc[0]}": differences.apply(tuple, axis=1).map(number("+")),
+        table.metric.iloc[0]: list(map(mean_text, table["mean"], table.interval)),
+        f"minus {table.reference.iloc[0]}": [mean_text(*d, "+") for d in zip(table.difference, table.difference_interval)],
         "p (Holm)": table.p_holm.map(lambda p: "" if np.isnan(p) else f"{p:.3f}"), "seeds": table.seeds}
     searched = table.direction.unique()
     if len(searched) > 1: what = "mean of both directions where there are both"
@@ -534,8 +527,8 @@ def sentence(
     r = table[(table.dataset == dataset) & (table.method == method) & (table.side == side)]
     if len(r) != 1: raise InputError(f"{len(r)} rows for {dataset}, {method}, {side}")
     r, what = r.iloc[0], {"headline": "headline feature", "v": "observations", "z": "representations"}[side]
-    gain = f"{r.difference:+.1f} ± {r.difference_interval:.1f} {r.metric} points"
-    return (f"{dataset}, {what}: {method} - {r.reference} = {gain} "
+    gain = mean_text(r.difference, r.difference_interval, "+")
+    return (f"{dataset}, {what}: {method} - {r.reference} = {gain} {r.metric} points "
         f"({r.seeds} seeds, paired; p = {r.p_holm:.2g} after Holm)")
 
 def cost_text(
@@ -553,7 +546,7 @@ def mean_table(
     "Mean over seeds ± half of the 95 % t-interval, each seed a mean over directions, as text."
     shown = results[results.metric.isin(metrics)]
     by_seed = shown.groupby(["method", "feature", "dataset", "metric", "seed"], sort=False).value.mean()
-    text = lambda x: f"{x.mean():.1f}" + (f" ± {half_width(x):.1f}" if len(x) > 1 else "")
+    text = lambda x: mean_text(x.mean(), half_width(x))
     table = by_seed.groupby(level=[0, 1, 2, 3], sort=False).apply(text).unstack([2, 3], fill_value="")
     wanted = [(dataset, metric) for dataset in shown.dataset.unique() for metric in metrics]
     table = table[[column for column in wanted if column in table]]

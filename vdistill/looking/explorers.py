@@ -11,18 +11,17 @@ __all__ = ['SCALE', 'NAMES', 'SIDES', 'LEFT', 'MOST', 'MAP', 'FACE', 'RIGHT_PANE
 import asyncio, base64, functools, hashlib, html, io, signal, threading, time
 from pathlib import Path
 import matplotlib
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 from PIL import Image as Picture, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 from ..core import InputError
-from .plots import COLOURS, MARKERS, MODALITY_COLOURS, RIGHT, WRONG, embed_2d, plot_kl_curves
+from .plots import COLOURS, LINES, MARKERS, MODALITY_COLOURS, RIGHT, WRONG, embed_2d, plot_kl_curves
+from .plots import scatter_in_turns
 from .report import features_of, searches
-from .widgets import Panel, Sheet, W, png
+from .widgets import Panel, Sheet, W, png, small_png
 from ..reid.data import load_dataset
 from ..reid.guard import Interrupted
 from ..reid.records import MODALITIES
@@ -155,22 +154,16 @@ class Canvas:
     ):
         "Around an image, three cues that say the same."
         colour, dash = RIGHT if right else WRONG, 10**6 if right else 7
-        for at in range(0, w + 6, dash + 4):
-            for edge in (y - 3, y + h):
-                self.pen.rectangle((x - 3 + at, edge, min(x - 3 + at + dash - 1, x + w + 2), edge + 2), colour)
-        for at in range(0, h + 6, dash + 4):
-            for edge in (x - 3, x + w):
-                self.pen.rectangle((edge, y - 3 + at, edge + 2, min(y - 3 + at + dash - 1, y + h + 2)), colour)
+        for left in range(x - 3, x + w + 3, dash + 4):
+            for top in (y - 3, y + h):
+                self.pen.rectangle((left, top, min(left + dash - 1, x + w + 2), top + 2), colour)
+        for top in range(y - 3, y + h + 3, dash + 4):
+            for left in (x - 3, x + w):
+                self.pen.rectangle((left, top, left + 2, min(top + dash - 1, y + h + 2)), colour)
         self.pen.rectangle((x + w - 13, y + h - 14, x + w + 2, y + h + 2), colour)
         self.words("✓" if right else "✗", x + w - 5, y + h - 12, 12, True, "white", "ma")
 
-    def png(self,
-        colours: int = 128, # of a palette, at most 256
-    ) -> bytes:
-        "The picture in few bytes."
-        out = io.BytesIO()
-        self.picture.quantize(colours, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE).save(out, "PNG")
-        return out.getvalue()
+    def png(self, colours: int = 128) -> bytes: return small_png(self.picture, colours)
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c017
 SIDES = ("query", "gallery")
@@ -350,7 +343,8 @@ class RetrievalExplorer(Explorer):
 
     def _answer(self, canvas, top, table, scores, query, again): # a list
         (w, h), rank, precision = self.cell, scores.first_rank[query], scores.average_precision[query]
-        canvas.words(table.list.iloc[0] + ", re-ranked"*again, LEFT, top + 4, 12, True)
+        name = f"{table.list.iloc[0]}, re-ranked" if again else table.list.iloc[0]
+        canvas.words(name, LEFT, top + 4, 12, True)
         found = f"first right at {rank}, AP {100*precision:.0f} %" if rank else "nobody to find"
         canvas.words(found, LEFT + self.depth*(w + 16) - 14, top + 5, 11, colour="#444444", anchor="ra")
         for k, row in enumerate(table.itertuples()):
@@ -412,11 +406,12 @@ def colour_levels(
         names = [f"{i.left:.3g} to {i.right:.3g}" for i in fifths.cat.categories]
         colours = [to_hex(colormaps["viridis"](k)) for k in np.linspace(0, .92, len(names))]
         return names, fifths.cat.codes.to_numpy(), colours
-    many = values.nunique() > MOST
-    names = sorted(values.value_counts().index[:MOST - many])
+    found = values.value_counts().index
+    names = sorted(found if len(found) <= MOST else found[:MOST - 1])
     codes = values.map({name: k for k, name in enumerate(names)}).fillna(len(names)).to_numpy(int)
-    colours = [*list(COLOURS.values())[:len(names)], "#c8c8c8"]
-    return [*map(str, names), "others"][:len(names) + many], codes, colours[:len(names) + many]
+    words, colours = list(map(str, names)), list(COLOURS.values())[:len(names)]
+    if len(names) == len(found): return words, codes, colours
+    return [*words, "others"], codes, [*colours, "#c8c8c8"]
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c028
 MAP = (520, 420) # of a map, pixels
@@ -456,9 +451,7 @@ class EmbeddingExplorer(Explorer):
         super().__init__(self._scatter, controls, (4, 3.8), _counted)
         tag = _tag(np.asarray(images), str(self.points).encode())
         self.maps, self.paints, side = self._html(tag, np.asarray(images), seed)
-        by_epoch = [(self.epoch, inner) for inner in self.maps.children]
-        for control, stack in [(self.feature, self.maps), (self.colour, self.paints), *by_epoch]:
-            W.jslink((control, "index"), (stack, "selected_index"))
+        for control, stack in self._linked(): W.jslink((control, "index"), (stack, "selected_index"))
         self.box = W.VBox([self.epoch, self.feature, self.colour, W.HBox([self.maps, W.VBox([side, self.paints])])])
         self.box.add_class(tag)
         self.redraw()
@@ -496,9 +489,10 @@ class EmbeddingExplorer(Explorer):
         "The table for the controls as they are; the map follows in the browser, and here."
         self.numbers = self._table(**self.values)
         if not hasattr(self, "maps"): return
-        by_epoch = [(self.epoch, inner) for inner in self.maps.children]
-        for control, stack in [(self.feature, self.maps), (self.colour, self.paints), *by_epoch]:
-            stack.selected_index = control.index
+        for control, stack in self._linked(): stack.selected_index = control.index
+
+    def _linked(self): # controls, and what each of them leafs through
+        return [(self.feature, self.maps), (self.colour, self.paints), *((self.epoch, s) for s in self.maps.children)]
 
     @property
     def picture(self) -> str: # HTML
@@ -539,13 +533,8 @@ class EmbeddingExplorer(Explorer):
 
     def _scatter(self, figure, epoch, feature, colour): # on a figure, for twins
         names, codes, colours = self.levels[colour]
-        ax, modality, points = figure.subplots(), self.about.modality.to_numpy(), self.points[feature][epoch]
-        turns = np.array_split(np.random.default_rng(0).permutation(len(points)), 10) # so that neither lies on top
-        for some in turns:
-            for m in (0, 1):
-                part = some[modality[some] == m]
-                ax.scatter(*points[part].T, c=[colours[k] for k in codes[part]], marker=MARKERS[m], s=26, lw=.4,
-                    ec="white")
+        ax, modality = figure.subplots(), self.about.modality.to_numpy()
+        scatter_in_turns(ax, self.points[feature][epoch], modality, np.array(colours)[codes], s=26, lw=.4, ec="white")
         ax.set(xticks=[], yticks=[], xlim=(-.04, 1.04), ylim=(-.04, 1.04))
         ax.set_title(f"{feature}, epoch {epoch}", size=12)
         ax.set_xlabel(self._said(epoch, feature).replace("), ", ")\n"), size=9.5)
@@ -591,8 +580,11 @@ def _counted(table):
     return f"{len(table)} images: " + ", ".join(f"{n} {level}" for level, n in counts.items())
 
 # %% ../../nbs/looking/22b_explorers.ipynb #c034
-# what can stand beside the divergences
-RIGHT_PANELS = dict(validation="val_mAP ", losses=("classification", "triplet", "mutual_learning"), rate=("lr",))
+RIGHT_PANELS = { # what can stand beside the divergences: beginnings of columns, and what they are
+    "validation": (("val_mAP ",), "mAP, validation (%)"),
+    "losses": (("classification", "triplet", "mutual_learning"), "loss"),
+    "rate": (("lr",), "learning rate"),
+}
 
 def plot_run(
     figure, # empty
@@ -610,14 +602,13 @@ def plot_run(
     except InputError as e:
         said = "no epoch yet" if not len(history) else "no divergence in this run"
         left.text(.5, .5, said, transform=left.transAxes, ha="center", color="#666666")
-    wanted = RIGHT_PANELS[beside]
-    columns = [c for c in history if (c.startswith(wanted) if isinstance(wanted, str) else c in wanted)]
-    for c, ls, marker, colour in zip(columns, ["-", "--", "-.", ":"], "os^D", COLOURS.values()):
+    wanted, unit = RIGHT_PANELS[beside]
+    columns = [c for c in history if c.startswith(wanted)]
+    for c, ls, marker, colour in zip(columns, LINES, "os^D", COLOURS.values()):
         part = history[["epoch", c]].dropna()
         label = c.removeprefix("val_mAP ").replace("_", " ")
         right.plot(part.epoch, part[c], ls=ls, marker=marker, ms=5, color=colour, label=label)
-    labels = dict(validation="mAP, validation (%)", losses="loss", rate="learning rate")
-    right.set(ylabel=labels[beside], ylim=(0, None))
+    right.set(ylabel=unit, ylim=(0, None))
     if len(columns) > 1: right.legend(fontsize=9.5)
     return history
 
