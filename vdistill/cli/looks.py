@@ -153,7 +153,8 @@ def audit(
     device: Device = "auto",
 ):
     "Measure what a finished run's features know of factors, identity and modality, and what two views share."
-    from vdistill.looking.audit import PROBES, audit_text, check_probes, open_audit, write_audit
+    from vdistill.looking.audit import audit_text, open_audit, write_audit
+    from vdistill.looking.probes import PROBES, check_probes
     from vdistill.looking.audit_bounds import measure_text, write_bounds
     from vdistill.reid.runs import read_config
     kinds, options, name = tuple(probe or PROBES), {}, "audit"

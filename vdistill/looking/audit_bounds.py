@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
 from ..core import InputError, as_label_array, as_numbers
-from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits
-from .audit import image_splits, open_audit, score
+from .audit import Audit, Sample
+from .probes import Estimate, Factor, Prober, estimate, group_splits
+from .promises import class_means
+from .audit import open_audit
+from .probes import image_splits, score
 from .plots import COLOURS, house_style, name_rows, new_axes, shared_legend
 from .report import save_figure
 from ..reid.records import MODALITIES
