@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vdistill.looking import audit_bounds, cases, plots, probes, promises, widgets
+from vdistill.looking import audit_bounds, cases, pictures, plots, probes, promises, widgets
 from vdistill import bottlenecks, bounds, distillation, estimation, information, knowledge_distillation
 from vdistill.reid import evaluation, identity_losses, metric_losses, protocols, reranking, retrieval
 from vdistill.reid.batches import IdentitySampler
@@ -46,7 +46,7 @@ TAKES_NUMBERS = { # name -> function of a converter
     "pairwise_distances": lambda f: retrieval.pairwise_distances(f(X), f(Y)), "euclidean": lambda f: retrieval.pairwise_distances(f(X), f(Y), "euclidean"), "retrieval_scores": lambda f: retrieval.retrieval_scores(f(SQUARE**2), IDS, OTHER).mean_ap,
     "rerank": lambda f: reranking.rerank(f(X), f(Y), 3, 2), "rerank_densely": lambda f: reranking.rerank_densely(f(X), f(Y), 3, 2), "llcm_scores": lambda f: next(iter(protocols.llcm_scores(f(X), IDS, IDS, f(Y), OTHER, OTHER + 1).values())).mean.mean_ap,
     "regdb_scores": lambda f: next(iter(protocols.regdb_scores([(f(X), IDS, f(Y), OTHER)]).values())).mean.mean_ap, "score_features": lambda f: [r["value"] for r in evaluation.score_features({"v": (f(X), f(Y))}, IDS, OTHER)],
-    "camera_table": lambda f: cases.camera_table(f(SQUARE**2), IDS, OTHER, IDS, OTHER)["mAP"], "embed_2d": lambda f: plots.embed_2d(f(X), "pca")[0], "modality_purity": lambda f: promises.modality_purity(f(X), f(Y), 3)[0], "mmd": lambda f: promises.mmd(f(X), f(Y), permutations=2).value,
+    "camera_table": lambda f: cases.camera_table(f(SQUARE**2), IDS, OTHER, IDS, OTHER)["mAP"], "embed_2d": lambda f: pictures.embed_2d(f(X), "pca")[0], "modality_purity": lambda f: promises.modality_purity(f(X), f(Y), 3)[0], "mmd": lambda f: promises.mmd(f(X), f(Y), permutations=2).value,
     "barber_agakov": lambda f: probes.barber_agakov(f(-math.log(2)*np.array([[1., 2., 2.]]*8)), [0, 1, 2, 0, 1, 2, 0, 1])[0], "compare_logits": lambda f: widgets.compare_logits(f(X[0]), f(Y[0]))["nats"]["KL[p‖q]"],
 }
 

@@ -17,8 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from ..core import InputError
-from .plots import COLOURS, bare, embed_2d, house_style, name_rows, new_axes, new_figure
-from .plots import scatter_modalities, shared_legend
+from .pictures import embed_2d
+from .plots import COLOURS, bare, house_style, name_rows, new_axes, new_figure
+from .pictures import scatter_modalities
+from .plots import shared_legend
 from .probes import PROBES, Estimate, Factor, Prober, as_factor, check_probes, estimate, group_splits
 from .probes import mean_of, measurable, probe_factors, score_columns
 from .promises import mmd, modality_purity, sufficiency, unit_rows

@@ -13,7 +13,8 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import InputError, as_array, as_numbers, as_tensor
-from .plots import plot_attention, plot_cameras
+from .pictures import plot_attention
+from .plots import plot_cameras
 from .report import Search, ranked_figure, save_figure, search_distances, search_features
 from .report import searches, slug
 from ..reid.records import MODALITIES

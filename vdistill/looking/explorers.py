@@ -18,8 +18,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image as Picture, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 from ..core import InputError
-from .plots import COLOURS, LINES, MARKERS, MODALITY_COLOURS, RIGHT, WRONG, embed_2d, plot_kl_curves
-from .plots import scatter_in_turns
+from .pictures import MARKERS, embed_2d
+from .plots import COLOURS, LINES, MODALITY_COLOURS, RIGHT, WRONG, plot_kl_curves
+from .pictures import scatter_in_turns
 from .report import features_of, searches
 from .widgets import Panel, Sheet, W, png, small_png
 from ..reid.data import load_dataset

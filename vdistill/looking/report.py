@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ..core import atomic_path
-from .plots import embed_2d, plot_distances, plot_embedding, plot_kl_curves, plot_ranked_lists
+from .pictures import embed_2d, plot_embedding, plot_ranked_lists
+from .plots import plot_distances, plot_kl_curves
 from ..reid.evaluation import DIRECTIONS, extract_features, gallery_draws, pairwise_distances, protocol_text
 from ..reid.protocols import camera_groups, seeded_draw, sysu_galleries
 from ..reid.records import MODALITIES
