@@ -17,10 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from ..core import InputError
-from .pictures import embed_2d
-from .plots import COLOURS, bare, house_style, name_rows, new_axes, new_figure
-from .pictures import scatter_modalities
-from .plots import shared_legend
+from .pictures import embed_2d, scatter_modalities
+from .plots import COLOURS, bare, house_style, name_rows, new_axes, new_figure, shared_legend
 from .probes import PROBES, Estimate, Factor, Prober, as_factor, check_probes, estimate, group_splits
 from .probes import mean_of, measurable, probe_factors, score_columns
 from .promises import mmd, modality_purity, sufficiency, unit_rows
@@ -164,7 +162,7 @@ def _names_groups(factor, groups):
     return len(np.unique(np.stack([factor.labels, groups]), axis=1).T) == factor.classes
 
 # %% ../../nbs/looking/21_audit.ipynb #c070
-# how well a feature's two modalities can be told apart: by probes, by k neighbours, by the MMD of at most so many images
+# how well a feature's two modalities can be told apart: by probes, k neighbours, and the MMD of not too many images
 def _modality_cells(sample, feature, kinds, folds, seed, k=10, most=1200):
     x, where, cells = sample.features[feature], ("modality", "modality"), {}
     prober, factor = Prober(x, group_splits(sample.groups, folds, seed)), {"": Factor(sample.modality.astype(np.int64))}

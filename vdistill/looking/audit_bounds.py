@@ -16,14 +16,12 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from ..bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
 from ..core import InputError, as_label_array, as_numbers
-from .audit import Audit, Sample
-from .probes import Estimate, Factor, Prober, estimate, group_splits
-from .promises import class_means
-from .audit import open_audit
-from .probes import image_splits, score
+from ..bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
+from .audit import Audit, Sample, open_audit
 from .plots import COLOURS, house_style, name_rows, new_axes, shared_legend
+from .probes import Estimate, Factor, Prober, estimate, group_splits, image_splits, score
+from .promises import class_means
 from .report import save_figure
 from ..reid.records import MODALITIES
 from ..reid.runs import write_csv
@@ -327,8 +325,8 @@ def measure_text(
         values = dict.fromkeys(f"I({r.about}) by {r.bound}" for r in part.itertuples())
         lines.append(f"careful: {remark}: " + ", ".join(values))
     for r in order_broken(some).itertuples():
-        lines.append(f"careful: {_quantity(r.about, r.images)}, {r.branch}: z gives {r.nats:.2f} nats more than v, of which it is computed, "
-            "so v's value is too low by at least that")
+        lines.append(f"careful: {_quantity(r.about, r.images)}, {r.branch}: z gives {r.nats:.2f} nats more than v, "
+            "of which it is computed, so v's value is too low by at least that")
     return "\n".join(lines)
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c033
