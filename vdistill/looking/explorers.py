@@ -136,7 +136,8 @@ class RetrievalExplorer(Explorer):
         if not features:
             raise InputError("no features to rank by: pass at least one name with the features of queries and gallery")
         self.identity = tuple(as_identities(i, f"identities of the {side}") for i, side in zip(identity, SIDES))
-        self.images = tuple(checked_images(x, len(i), f"{side} images") for x, i, side in zip(images, self.identity, SIDES))
+        sides = zip(images, self.identity, SIDES)
+        self.images = tuple(checked_images(x, len(ids), f"{side} images") for x, ids, side in sides)
         self.factors, self.exclude, self.asking = factors, exclude, asking
         self.depth = min(depth, len(self.identity[1]))
         self._fits("factors", factors or ())

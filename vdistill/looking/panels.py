@@ -156,7 +156,7 @@ class Panel:
     def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs)
 
 class Explorer(Panel):
-    "A panel that says in a sentence what it shows where there is no picture, for those that lay out a box of their own."
+    "A panel with a box of its own, which says in a sentence what it shows where there is no picture."
     @property
     def words(self) -> str: return self.alt(self.numbers) # what is shown, in a sentence
 
