@@ -305,14 +305,15 @@ def measure_run(
     first = ["dataset", "method", "seed", "split"]
     return table[[*first, *table.columns.drop(first)]]
 
+def _shown(table): return table[(table.about != "visible; infrared") | (table.critic == "metric")] # pairs: as learned
+
 def _quantity(about, images): return f"I({about})" if images == "both" else f"I({about}), {images}"
 
 def measure_text(
     table: pd.DataFrame, # of `measure_run`
-    critic: str = "metric", # of pairs
 ) -> str: # lines of text
     "A line a quantity and feature; below, what should keep one from believing it."
-    some = table[(table.about != "visible; infrared") | (table.critic == critic)]
+    some = _shown(table)
     bounds = ("BA", *BOUNDS)
     lines = [f"{'at least so many nats (ceiling of the bound)':44}" + "".join(f"{name:>22}" for name in bounds)]
     for (about, images, feature), part in some.groupby(["about", "images", "feature"], sort=False):
@@ -333,10 +334,9 @@ def measure_text(
 @house_style()
 def plot_bounds(
     table: pd.DataFrame, # of `measure` or `measure_run`
-    critic: str = "metric", # of pairs
 ): # the figure
     "Each quantity of each feature by each bound, with intervals; ceilings are drawn where values come near them."
-    some = table[(table.about != "visible; infrared") | (table.critic == critic)]
+    some = _shown(table)
     panels = list(dict.fromkeys(zip(some.about, some.images)))
     fig, axes = new_axes(1, len(panels), figsize=(3.9*len(panels), 1.4 + .5*some.feature.nunique()),
         layout="constrained", sharey=True, squeeze=False)

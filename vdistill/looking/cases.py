@@ -207,14 +207,13 @@ def attention_figure(
     search: Search, # who asked
     some: pd.DataFrame, # rows of `margins` with a right and a wrong image, as `worst` gives
     feature: str, # its name
-    weights: str = "element", # of `attention_maps`
 ): # the figure
     "Query, right image and wrong image, and what in each of them speaks for the likeness to the other."
     rows = search.query[some["query"]], search.gallery[some.match], search.gallery[some.other]
     images, modality = [dataset.images(r) for r in rows], (search.asking, 1 - search.asking, 1 - search.asking)
     vectors = [embed(x, m)[feature] for x, m in zip(images, modality)]
     blank = torch.full((len(some), *images[0].shape[-2:]), torch.nan)
-    seen = lambda of, to: attention_maps(embed, images[of], modality[of], vectors[to], feature, weights)
+    seen = lambda of, to: attention_maps(embed, images[of], modality[of], vectors[to], feature, "element")
     maps = [blank if to is None else seen(of, to) for of, to in _COLUMNS]
     labels = [["", "", f"{a:.2f}", "", "", f"{b:.2f}", ""] for a, b in zip(some.match_distance, some.other_distance)]
     shown, maps = torch.stack([images[of] for of, _ in _COLUMNS], 1), torch.stack(maps, 1)

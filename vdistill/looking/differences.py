@@ -48,7 +48,6 @@ def compare(
     reference: str, # the method that the others are held against
     metric: str = "mAP", # averaged over the directions that were searched
     sides=None, # of SIDES; default: v and z, or `headline` where runs chose nothing (hold_out=false)
-    reference_side: str = "", # side of the reference; default: the same side, or `v` where it has no z
 ) -> pd.DataFrame: # dataset, side, method, mean, interval, reference, difference, p, p_holm (over a side's methods), …
     "Every method against a reference, paired by seed, Holm-corrected; a dataset counts once for each of its protocols."
     learned = _by_protocol(results[(results.feature != "none") & (results.metric == metric)])
@@ -57,13 +56,13 @@ def compare(
     parts = dict(iter(learned.groupby("dataset", sort=False)))
     wanted = {dataset: sides or _sides(part) for dataset, part in parts.items()}
     used = [side for side in sides or SIDES if side in {*itertools.chain(*wanted.values())}]
-    needed = {*used, *(["v"] if "z" in used else []), *([reference_side] if reference_side else [])}
     keys = dict(index=["dataset", "seed"], columns="method", values="value", sort=False)
+    needed = {*used, "v"} if "z" in used else used
     wide = {side: headlines(learned, side).pivot_table(**keys) for side in needed}
     rows = []
     for side, dataset in itertools.product(used, parts):
         if side not in wanted[dataset] or dataset not in wide[side].index: continue # a baseline has no z
-        theirs = wide[reference_side or (side if reference in wide[side] else "v")].loc[dataset, reference]
+        theirs = wide[side if reference in wide[side] else "v"].loc[dataset, reference] # a baseline's v beside a z
         part = wide[side].loc[dataset].dropna(axis=1, how="all")
         directions = parts[dataset].direction.unique()
         direction = "both" if len(directions) > 1 else directions[0]

@@ -171,7 +171,6 @@ def _unit(column):
 def plot_history(
     history: pd.DataFrame, # a row an epoch (and seed)
     columns=None, # default: every number but epoch, step, seed and seconds
-    across: int = 3, # panels in a row
 ): # the figure
     "Every logged number over the epochs, a panel each."
     if columns is None:
@@ -179,7 +178,7 @@ def plot_history(
         columns = [c for c in history.select_dtypes("number") if c not in NOT_TERMS and varies(c)]
     epochs = _by_epoch(history, columns)
     if not len(columns): raise InputError("the history has no number to draw beside epoch, step, seed and seconds")
-    across = min(across, len(columns))
+    across = min(3, len(columns))
     down = -(-len(columns)//across)
     fig, axes = new_axes(down, across, figsize=(3.3*across, 2.3*down), layout="constrained", squeeze=False, sharex=True)
     for ax, column in zip(axes.flat, columns):
@@ -283,10 +282,9 @@ def plot_sweep(
     table: pd.DataFrame, # value (of the setting), side, mean, interval
     setting: str, # its name
     metric: str = "mAP",
-    log: bool = True, # a logarithmic axis
     ax=None, # default: a new figure
 ): # the axes
-    "A metric against a setting: mean and 95 % interval over seeds, a line for each side."
+    "A metric against a setting, on a logarithmic axis: mean and 95 % interval over seeds, a line for each side."
     need_columns(table, "a sweep", "value side mean interval")
     ax = _axes(ax, (5, 3.2))
     for side, part in table.sort_values("value").groupby("side"):
@@ -294,9 +292,8 @@ def plot_sweep(
         ax.plot(part.value, part["mean"], marker=marker, color=colour, label=name)
         low, high = (part["mean"] + sign*part.interval.fillna(0) for sign in (-1, 1))
         ax.fill_between(part.value, low, high, color=colour, alpha=.15, lw=0)
-    if log:
-        values = sorted(table.value.unique())
-        ax.set_xscale("log"); ax.set_xticks(values, [f"{v:g}" for v in values]); ax.minorticks_off()
+    values = sorted(table.value.unique())
+    ax.set_xscale("log"); ax.set_xticks(values, [f"{v:g}" for v in values]); ax.minorticks_off()
     ax.set(xlabel=setting, ylabel=f"{metric} (%)"); ax.legend()
     return ax
 

@@ -19,14 +19,13 @@ def class_means(
     features, # `(n, d)`
     labels, # `(n,)` classes 0, 1, …
     splits: list, # of `image_splits`
-    components: int = 256, # as in `Prober`
 ) -> np.ndarray: # `(n, K)` held-out log-probabilities
     "Eq. (1): distances to class means by the shared, shrunk covariance; shrinkage and temperature chosen on `choose`."
     x, y = as_numbers(features, "features").astype(np.float64), as_label_array(labels)
     out = np.full((len(x), int(y.max()) + 1), np.nan)
     for split in splits:
         train = np.concatenate([split.fit, split.choose])
-        inputs = standardised(x, train, components)[:-1].T.astype(np.float64)
+        inputs = standardised(x, train, 256)[:-1].T.astype(np.float64)
         m, right = len(split.choose), (np.arange(len(split.choose)), y[split.choose])
         tried = [(-_doubting(-t*d[split.choose], m)[right].mean(), s, t)
                  for s, d in enumerate(_mahalanobis(inputs, y, split.fit)) for t in TEMPERATURES]
@@ -51,13 +50,12 @@ def _mahalanobis(x, y, rows): # half squared distances (n, K) to the means of ro
 def sufficiency(
     features, # `(n, d)`
     identity, # `(n,)` y; every identity has at least 4 images
-    folds: int = 4,
     seed: int = 0,
 ) -> dict: # metric -> `Scores`: `accuracy`, and `nats`, a lower bound of I(feature; y)
     "Tell known identities apart on images that were held out."
     factor = Factor(numbered(identity, "identity"))
     mixed = factor.take(np.random.default_rng(seed).permutation(len(factor.labels)))
-    read = lambda f: score(class_means(features, f.labels, image_splits(f.labels, folds, seed)), f)
+    read = lambda f: score(class_means(features, f.labels, image_splits(f.labels, seed=seed)), f)
     scores, null, most = read(factor), read(mixed), dict(accuracy=100., nats=factor.entropy())
     return {metric: Scores(values, [float(null[metric].mean())], most[metric]) for metric, values in scores.items()}
 

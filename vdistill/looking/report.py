@@ -190,7 +190,6 @@ def distance_table(
     dataset, # open
     embed, # an `Embedder`
     indices, # rows to take identities from
-    features=("v shared", "z shared"), # those that the run has
     identities: int = 150, # drawn by the seed; all images of each
     bins: int = 50,
     seed: int = 0,
@@ -204,7 +203,7 @@ def distance_table(
     i, j = np.triu_indices(len(ids), 1)
     same, within = ids[i] == ids[j], modality[i] == modality[j]
     rows = []
-    for name in (f for f in features if f in found):
+    for name in (f for f in ("v shared", "z shared") if f in found):
         distance = (2*pairwise_distances(found[name], found[name]).numpy()[i, j].clip(0)).clip(0, 4)**.5
         for pair, yes in (("within", True), ("within", False), ("across", True), ("across", False)):
             these = distance[(within == (pair == "within")) & (same == yes)]
