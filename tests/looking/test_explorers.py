@@ -1,4 +1,5 @@
 "What is shown is what the evaluator ranks, and what is drawn follows the controls."
+import base64
 import io
 import re
 import numpy as np
@@ -181,7 +182,7 @@ def test_a_dot_shows_its_own_image_and_words():
     side = a.box.children[-1].children[1].children[0].value
     rule = re.search(r"\.n3:hover\)[^{]*\{--at:(-?\d+)px (-?\d+)px;--on:1;--says:'([^']*)'", side)
     assert rule.groups() == ("-315", "0", "modality infrared, identity 0, hair long, view -40.9091")
-    sheet = Image.open(io.BytesIO(X.base64.b64decode(re.search(r"base64,([^)]*)\)", side).group(1))))
+    sheet = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]*)\)", side).group(1))))
     assert sheet.size == (20*32, 64)
 
 
