@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vdistill.looking import audit, audit_bounds, cases, plots, widgets
+from vdistill.looking import audit_bounds, cases, pictures, plots, probes, promises, widgets
 from vdistill import bottlenecks, bounds, columns, distillation, information, knowledge_distillation, large_batches
 from vdistill.reid import evaluation, identity_losses, metric_losses, protocols, reranking, retrieval
 from vdistill.reid.batches import IdentitySampler
@@ -46,8 +46,8 @@ TAKES_NUMBERS = { # name -> function of a converter
     "pairwise_distances": lambda f: retrieval.pairwise_distances(f(X), f(Y)), "euclidean": lambda f: retrieval.pairwise_distances(f(X), f(Y), "euclidean"), "retrieval_scores": lambda f: retrieval.retrieval_scores(f(SQUARE**2), IDS, OTHER).mean_ap,
     "rerank": lambda f: reranking.rerank(f(X), f(Y), 3, 2), "rerank_densely": lambda f: reranking.rerank_densely(f(X), f(Y), 3, 2), "llcm_scores": lambda f: next(iter(protocols.llcm_scores(f(X), IDS, IDS, f(Y), OTHER, OTHER + 1).values())).mean.mean_ap,
     "regdb_scores": lambda f: next(iter(protocols.regdb_scores([(f(X), IDS, f(Y), OTHER)]).values())).mean.mean_ap, "score_features": lambda f: [r["value"] for r in evaluation.score_features({"v": (f(X), f(Y))}, IDS, OTHER)],
-    "camera_table": lambda f: cases.camera_table(f(SQUARE**2), IDS, OTHER, IDS, OTHER)["mAP"], "embed_2d": lambda f: plots.embed_2d(f(X), "pca")[0], "modality_purity": lambda f: audit.modality_purity(f(X), f(Y), 3)[0], "mmd": lambda f: audit.mmd(f(X), f(Y), permutations=2).value,
-    "barber_agakov": lambda f: audit.barber_agakov(f(-math.log(2)*np.array([[1., 2., 2.]]*8)), [0, 1, 2, 0, 1, 2, 0, 1])[0], "compare_logits": lambda f: widgets.compare_logits(f(X[0]), f(Y[0]))["nats"]["KL[p‖q]"],
+    "camera_table": lambda f: cases.camera_table(f(SQUARE**2), IDS, OTHER, IDS, OTHER)["mAP"], "embed_2d": lambda f: pictures.embed_2d(f(X), "pca")[0], "modality_purity": lambda f: promises.modality_purity(f(X), f(Y), 3)[0], "mmd": lambda f: promises.mmd(f(X), f(Y), permutations=2).value,
+    "barber_agakov": lambda f: probes.barber_agakov(f(-math.log(2)*np.array([[1., 2., 2.]]*8)), [0, 1, 2, 0, 1, 2, 0, 1])[0], "compare_logits": lambda f: widgets.compare_logits(f(X[0]), f(Y[0]))["nats"]["KL[p‖q]"],
 }
 
 
@@ -77,12 +77,12 @@ TAKES_LABELS = {
     "hetero_centre": lambda f: metric_losses.hetero_centre(A, B, f(IDS), f(OTHER)), "hetero_centre_triplet": lambda f: metric_losses.hetero_centre_triplet(A, B, f(IDS), f(OTHER)), "released_rank": lambda f: metric_losses.released_rank(A, f(IDS), f(SIDE)),
     "retrieval_scores": lambda f: retrieval.retrieval_scores(SQUARE, f(IDS), f(OTHER)).mean_ap, "chance_scores": lambda f: retrieval.chance_scores(f(IDS), f(OTHER)).mean_ap, "llcm_scores": lambda f: next(iter(protocols.llcm_scores(A, f(IDS), IDS, B, f(OTHER), OTHER + 1).values())).mean.mean_ap,
     "regdb_scores": lambda f: next(iter(protocols.regdb_scores([(A, f(IDS), B, f(OTHER))]).values())).mean.mean_ap, "camera_table": lambda f: cases.camera_table(SQUARE, f(IDS), f(OTHER), IDS, OTHER)["mAP"],
-    "image_splits": lambda f: audit.image_splits(f(np.repeat(IDS[::2], 8)), 2)[0].test, "group_splits": lambda f: audit.group_splits(f(np.repeat(IDS[::2], 5)), 2)[0].test, "as_factor": lambda f: audit.as_factor(f(IDS)).labels, "sufficiency": lambda f: audit.sufficiency(np.repeat(X, 4, 0) + np.arange(32)[:, None] % 4*.01, f(np.repeat(IDS, 4)))["accuracy"].values,
-    "purity": lambda f: audit.modality_purity(X, Y, 3, f(np.r_[IDS, OTHER]))[0], "mmd": lambda f: audit.mmd(X, Y, f(np.r_[IDS, OTHER]), permutations=3).null, "IdentitySampler": lambda f: [*IdentitySampler(f(np.r_[IDS, OTHER]), np.repeat([0, 1], 8), 2, 1)][0][0],
+    "image_splits": lambda f: probes.image_splits(f(np.repeat(IDS[::2], 8)), 2)[0].test, "group_splits": lambda f: probes.group_splits(f(np.repeat(IDS[::2], 5)), 2)[0].test, "as_factor": lambda f: probes.as_factor(f(IDS)).labels, "sufficiency": lambda f: promises.sufficiency(np.repeat(X, 4, 0) + np.arange(32)[:, None] % 4*.01, f(np.repeat(IDS, 4)))["accuracy"].values,
+    "purity": lambda f: promises.modality_purity(X, Y, 3, f(np.r_[IDS, OTHER]))[0], "mmd": lambda f: promises.mmd(X, Y, f(np.r_[IDS, OTHER]), permutations=3).null, "IdentitySampler": lambda f: [*IdentitySampler(f(np.r_[IDS, OTHER]), np.repeat([0, 1], 8), 2, 1)][0][0],
     "pair_rows": lambda f: audit_bounds.pair_rows(f(np.r_[np.arange(12), np.arange(12)]), np.repeat([0, 1], 12))[1],
 }
 CLASSES = {"vib_loss": lambda f: bottlenecks.vib_loss(A, f(np.arange(8) % 3), A[:, 0]**2), "memory bank": lambda f: knowledge_distillation.MemoryBank(f(np.arange(8) % 3), 4).negatives(f(np.array([0, 1])), 5, generator("bank")),
-           "cameras": lambda f: next(iter(protocols.llcm_scores(A, IDS, f(IDS), B, OTHER, f(OTHER + 1)).values())).mean.mean_ap, "barber_agakov": lambda f: audit.barber_agakov(np.log([[.5, .25, .25]]*8), f(np.arange(8) % 3), f(IDS))[0]}
+           "cameras": lambda f: next(iter(protocols.llcm_scores(A, IDS, f(IDS), B, OTHER, f(OTHER + 1)).values())).mean.mean_ap, "barber_agakov": lambda f: probes.barber_agakov(np.log([[.5, .25, .25]]*8), f(np.arange(8) % 3), f(IDS))[0]}
 
 
 @pytest.mark.parametrize("name", [*TAKES_LABELS, *CLASSES])

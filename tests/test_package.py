@@ -6,7 +6,7 @@ import architecture, vdistill
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LINKS = architecture.graph()
+LINKS, FILES = architecture.graph(), architecture.modules()
 THEORY = {module for module in LINKS if architecture.room_of(module) == "theory"}
 IMAGES_AND_SCORES = {f"reid.{name}" for floor in ("images", "networks", "scores")
     for name in architecture.FLOORS["reid"][floor].split()} - {"reid.objective"}
@@ -27,7 +27,8 @@ def test_reid_knows_nothing_of_the_distillation_losses():
 def test_nothing_imports_what_only_people_use():
     for module, used in LINKS.items():
         if architecture.room_of(module) != "cli": assert not {m for m in used if m.startswith("cli.")}, module
-        if module != "looking.explorers": assert not used & {"looking.widgets", "looking.explorers"}, module
+        assert not used & {f"looking.{name}" for name in ("widgets", "explorers", "atlas", "dashboard")}, module
+        assert ("import ipywidgets" in FILES[module].read_text("utf-8")) == (module == "looking.panels"), module
 
 def test_studies_serve_commands_and_pictures_alone():
     for module, used in LINKS.items():

@@ -13,7 +13,8 @@ from vdistill.reid.config import METHODS
 from vdistill.core import generator
 from vdistill.bench.dispatch import count_operations
 from vdistill.reid.metric_losses import batch_hard, euclidean_distances, hetero_centre, hetero_centre_triplet, pair_masks, released_sinkhorn, weighted_triplet
-from vdistill.reid.training import build_regulariser, configure, objective
+from vdistill.reid.objective import objective
+from vdistill.reid.training import build_regulariser, configure
 
 x = torch.arange(6.)
 

@@ -1,24 +1,25 @@
-"Explorers of a run: what is shown is what the evaluator ranks, what is drawn follows the controls, and a stop loses nothing."
+"What is shown is what the evaluator ranks, and what is drawn follows the controls."
+import base64
 import io
 import re
-import threading
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
-
+from vdistill.looking import atlas as A
+from vdistill.looking import dashboard as D
 from vdistill.looking import explorers as X
+from vdistill.looking import report
 from vdistill.core import InputError
-from vdistill.reid.data import load_dataset
 from vdistill.reid.evaluation import evaluate
-from vdistill.looking.plots import MODALITY_COLOURS, RIGHT, WRONG
+from vdistill.looking.plots import RIGHT, WRONG
 from vdistill.reid.reranking import rerank
-from vdistill.reid.retrieval import pairwise_distances, retrieval_scores
+from vdistill.reid.retrieval import pairwise_distances
+from vdistill.reid.runs import read_config
 from vdistill.reid.training import Trainer, configure
+
 
 TINY = {"data.identities": (6, 4, 6), "data.images_per_camera": 2, "epochs": 4, "identities_per_batch": 2, "images_per_identity": 1, "validate_every": 2,
         "width": 8, "features": 16, "z_features": 16, "hidden": (16,), "grid": (2, 2), "device": "cpu"}
@@ -54,8 +55,6 @@ def small(features, ids, **options):
     return X.RetrievalExplorer({"a": features}, (pictures(q), pictures(len(features[1]), 1)), (ids[:q], ids[q:]), **options)
 
 
-# retrieval
-
 def test_every_list_is_ranked_as_the_evaluator_ranks_it(runs, explorer):
     folders, dataset = runs
     embeds = {name: X.load_run(folder)[0] for name, folder in folders.items()}
@@ -65,7 +64,7 @@ def test_every_list_is_ranked_as_the_evaluator_ranks_it(runs, explorer):
         rows = {(r["feature"], r["direction"], r["metric"]): r["value"] for r in evaluate(dataset, embeds[method], seed=3)}
         for metric, value in scores.percent().items(): assert value == pytest.approx(rows[feature, "infrared→visible", metric], abs=1e-9)
     infrared, visible = (np.flatnonzero((dataset.records.split == "test") & (dataset.records.modality == m)) for m in (1, 0))
-    a, b = (X.features_of(dataset, embeds["full"], rows)["z shared"] for rows in (infrared, visible))
+    a, b = (report.features_of(dataset, embeds["full"], rows)["z shared"] for rows in (infrared, visible))
     for again, d in {False: pairwise_distances(a, b), True: rerank(a, b)}.items():
         for _, q in explorer.query.options:
             table = explorer.ranking("full · z shared", q, again)
@@ -168,48 +167,14 @@ def test_what_does_not_belong_together_is_one_sentence(change, words):
 
 
 def test_a_folder_that_holds_no_run(tmp_path):
-    for call in (lambda: X.RetrievalExplorer.of_runs({"a": tmp_path/"none"}), lambda: X.Dashboard(tmp_path/"none"), lambda: X.RetrievalExplorer.of_runs({})):
+    for call in (lambda: X.RetrievalExplorer.of_runs({"a": tmp_path/"none"}), lambda: D.Dashboard(tmp_path/"none"), lambda: X.RetrievalExplorer.of_runs({})):
         with pytest.raises(InputError) as e: call()
         assert "\n" not in str(e.value) and ("config.yaml" in str(e.value) or "no run" in str(e.value))
 
 
-# embedding
-
 def atlas(n=12, epochs=(0, 5), **options):
     about = pd.DataFrame(dict(modality=np.arange(n) % 2, identity=np.arange(n)//4, hair=np.array(["long", "cap", "short"])[np.arange(n) % 3], view=np.linspace(-90, 90, n)))
-    return X.EmbeddingExplorer({e: {name: noise(n, 6, seed=e + k) for k, name in enumerate(("v", "z"))} for e in epochs}, pictures(n), about, method="pca", **options)
-
-
-def fills(picture):
-    "Number of a dot -> its colour, as the rules of the picture say."
-    return {int(i): colour for who, colour in re.findall(r"\.p:is\(([^)]*)\)\{fill:(#[0-9a-fA-F]{6})\}", picture) for i in re.findall(r"\.n(\d+)", who)}
-
-
-def test_colours_follow_what_is_chosen():
-    a = atlas()
-    a.colour.value = "modality"
-    assert fills(a.picture) == {i: MODALITY_COLOURS[i % 2] for i in range(12)} and list(a.numbers.level[:2]) == ["visible", "infrared"]
-    a.colour.value = "hair"
-    colours = fills(a.picture)
-    assert len(colours) == 12 and all((colours[i] == colours[j]) == (i % 3 == j % 3) for i in range(12) for j in range(12))
-    assert a.numbers.colour.to_dict() == colours and list(a.numbers.level[:3]) == ["long", "cap", "short"] and "cap (4)" in a.picture
-    a.colour.value = "view"
-    assert len(set(fills(a.picture).values())) == 5 and a.numbers.level.iloc[0].startswith("-90")
-
-
-def test_maps_follow_epoch_and_feature():
-    a = atlas()
-    seen = set()
-    for a.epoch.value in (0, 5):
-        for a.feature.value in ("v", "z"):
-            seen.add(a.picture)
-            assert f"{a.feature.value}, epoch {a.epoch.value}" in a.picture and f"same identity {X.agreement(a.features[a.epoch.value][a.feature.value], a.about.identity):.0f} %" in a.picture
-            np.testing.assert_array_equal(a.numbers[["x", "y"]], a.points[a.feature.value][a.epoch.value])
-    assert len(seen) == 4 and ">PCA</text>" in a.picture   # the map says what made it
-    spots = re.findall(r'n(\d+)" tabindex="0" (cx|d)="M?(\d+)', a.picture)
-    assert {int(i) for i, kind, _ in spots if kind == "cx"} == set(range(0, 12, 2)) and len(spots) == 12   # circles are visible images
-    x = {int(i): int(at) for i, _, at in spots}
-    assert np.corrcoef([x[i] for i in range(12)], a.numbers.x)[0, 1] > .999
+    return A.EmbeddingExplorer({e: {name: noise(n, 6, seed=e + k) for k, name in enumerate(("v", "z"))} for e in epochs}, pictures(n), about, method="pca", **options)
 
 
 def test_a_dot_shows_its_own_image_and_words():
@@ -217,75 +182,27 @@ def test_a_dot_shows_its_own_image_and_words():
     side = a.box.children[-1].children[1].children[0].value
     rule = re.search(r"\.n3:hover\)[^{]*\{--at:(-?\d+)px (-?\d+)px;--on:1;--says:'([^']*)'", side)
     assert rule.groups() == ("-315", "0", "modality infrared, identity 0, hair long, view -40.9091")
-    sheet = Image.open(io.BytesIO(X.base64.b64decode(re.search(r"base64,([^)]*)\)", side).group(1))))
+    sheet = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]*)\)", side).group(1))))
     assert sheet.size == (20*32, 64)
 
-
-def test_more_values_than_colours():
-    names, codes, colours = X.colour_levels(np.r_[np.repeat(np.arange(9), 3), np.arange(20, 40)])
-    assert names[-1] == "others" and len(names) == len(colours) == X.MOST and (codes[:27] == np.repeat(np.arange(9), 3)).all() and (codes[27:] == 9).all()
-    names, codes, colours = X.colour_levels(np.arange(10))
-    assert names == [*map(str, range(10))] and len(set(colours)) == 10
-
-
-def test_a_turned_map_is_turned_back():
-    points, angle = noise(30, 2), 2.
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    for matrix in (turn, turn @ np.diag([1, -1])): np.testing.assert_allclose(X.align(points @ matrix + 3, points), points - points.mean(0), atol=1e-5)
-
-
-def test_agreement_is_what_a_loop_counts():
-    x, codes = noise(15, 4), np.arange(15) % 4
-    unit = x/np.linalg.norm(x, axis=1, keepdims=True)
-    shares = [np.mean([codes[j] == codes[i] for j in sorted(set(range(15)) - {i}, key=lambda j: -unit[i] @ unit[j])[:5]]) for i in range(15)]
-    assert X.agreement(x, codes) == pytest.approx(100*np.mean(shares))
-    assert X.chance(codes) == pytest.approx(100*np.mean([codes[i] == codes[j] for i in range(15) for j in range(15) if i != j]))
-
-
-def test_maps_need_an_image_a_row():
-    about = pd.DataFrame(dict(modality=[0, 1, 0]))
-    for features, images, known, words in [({}, pictures(3), about, "no features"), ({0: {"v": noise(4, 2)}}, pictures(3), about, "epoch 0, v: features of 4 images, but `about` has 3"), ({0: {"v": noise(3, 2)}}, pictures(4), about, "4 images for 3"),
-                                           ({0: {"v": noise(3, 2)}}, pictures(3), about.rename(columns=dict(modality="m")), "`modality`"), ({0: {"v": noise(3, 2)}, 1: {"z": noise(3, 2)}}, pictures(3), about, "the same")]:
-        with pytest.raises(InputError, match=words) as e: X.EmbeddingExplorer(features, images, known)
-        assert "\n" not in str(e.value)
-
-
-def test_twins_of_maps_are_drawn():
-    figure = atlas().twin([dict(epoch=e, colour="hair") for e in (0, 5)], columns=2)
-    assert [ax.get_title() for ax in figure.axes] == ["v, epoch 0", "v, epoch 5"] and np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("L")).std() > 1 # not blank
-
-
-# training, watched
 
 def plain(history): return pd.DataFrame(history).drop(columns="seconds")
 
 
-def test_looking_between_epochs_changes_nothing(runs):
-    config, dataset = X.read_config(runs[0]["full"]), runs[1]
-    trainer, rows = Trainer(config, None, dataset), dataset.indices("test")[:30]
-    before = torch.get_rng_state()
-    kept = X.features_by_epoch(trainer, rows, ("v shared",), at=(0, 2, 4))
-    assert torch.equal(before, torch.get_rng_state()) and list(kept) == [0, 2, 4]
-    pd.testing.assert_frame_equal(plain(trainer.history), plain(pd.read_csv(runs[0]["full"]/"history.csv")), rtol=1e-12)
-    for row, x in zip(rows, kept[4]["v shared"]):   # in the order of the rows, whatever their modality
-        np.testing.assert_allclose(x, trainer.embed(dataset.images([row]), int(dataset.records.modality[row]))["v shared"][0], atol=1e-4)
-    assert not np.allclose(kept[0]["v shared"], kept[4]["v shared"])
-
-
 @pytest.mark.parametrize("forget", [False, True])
 def test_stop_and_go_loses_nothing(runs, tmp_path, forget):
-    config, dataset = X.read_config(runs[0]["full"]), runs[1]
-    board = X.Dashboard(Trainer(config, tmp_path/"run", dataset))
-    update, steps = X._Steps.update, len(board.trainer.sampler)
+    config, dataset = read_config(runs[0]["full"]), runs[1]
+    board = D.Dashboard(Trainer(config, tmp_path/"run", dataset))
+    update, steps = D._Steps.update, len(board.trainer.sampler)
     for at in (1, 2*steps, 2*steps + 2):   # within an epoch, at its end, and again
         def stop_at(self):
             if self.trainer.step == at: self.halt = True
             update(self)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(X._Steps, "update", stop_at)
+            patch.setattr(D._Steps, "update", stop_at)
             board.go(); board.wait(60)
         assert not board.running and "Stopped and saved" in board.state and (tmp_path/"run"/"state.pt").is_file()
-        if forget: board = X.Dashboard(tmp_path/"run", dataset)   # another notebook
+        if forget: board = D.Dashboard(tmp_path/"run", dataset)   # another notebook
     board.go(); board.wait(60)
     assert "Finished" in board.state and board.progress.value == 4
     pd.testing.assert_frame_equal(plain(board.history), plain(pd.read_csv(runs[0]["full"]/"history.csv")), rtol=1e-12)
@@ -293,71 +210,3 @@ def test_stop_and_go_loses_nothing(runs, tmp_path, forget):
     weights = [X.load_run(folder, "cpu")[0].model.state_dict() for folder in (tmp_path/"run", runs[0]["full"])]
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
     assert board.results is not None and board.results.value.to_numpy() == pytest.approx(pd.read_csv(runs[0]["full"]/"results.csv").value.to_numpy())
-
-
-def test_buttons_do_what_they_say(runs, tmp_path):
-    board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), tmp_path/"run", runs[1]))
-    assert (board.start.disabled, board.halt.disabled, board.start.description) == (False, True, "Start")
-    started, halted = threading.Event(), threading.Event()
-    with pytest.MonkeyPatch.context() as patch: # the first step ends when the stop has been asked for
-        patch.setattr(X._Steps, "update", lambda self, update=X._Steps.update: (started.set(), halted.wait(600), update(self)))
-        board.start.click()
-        assert started.wait(600) and board.halt.disabled is False and board.start.disabled
-        board.start.click()   # a second run is not begun
-        board.halt.click(); halted.set(); board.wait(600)
-    assert board.start.description == "Go on" and board.halt.disabled and len(board.history) < 4
-    picture = board.image.value
-    board.beside.value = "losses"
-    assert board.image.value != picture
-
-
-def test_watching_another_run(runs, tmp_path):
-    config, dataset = X.read_config(runs[0]["full"]), runs[1]
-    other = Trainer(config, tmp_path/"run", dataset)
-    board = X.Dashboard(tmp_path/"run", every=.01)
-    assert len(board.numbers) == 0 and "0 of 4" in board.status.value
-    blank, board.watch.value = board.image.value, True
-    other.fit()
-    for _ in range(30_000):
-        if "4 of 4" in board.status.value: break
-        time.sleep(.02)
-    board.watch.value = False
-    assert board.image.value != blank and "4 of 4" in board.status.value
-    pd.testing.assert_frame_equal(plain(board.numbers), plain(other.history), rtol=1e-12)
-
-
-def test_a_folder_in_use_is_left_alone(runs, tmp_path):
-    trainer = Trainer(X.read_config(runs[0]["full"]), tmp_path/"run", runs[1])
-    row = next(others := trainer.epochs())
-    assert row["epoch"] == 0
-    trainer.save()
-    board = X.Dashboard(tmp_path/"run", runs[1])
-    board.go(); board.wait(600)
-    assert "another process" in board.state and board.trainer is None
-    list(others)
-    assert trainer.epoch == 4
-    board.go(); board.wait(600)   # reads the folder again, and finds nothing left to do
-    assert "Finished" in board.state and len(board.history) == 4
-
-
-def test_an_error_while_training_is_told(runs):
-    board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), None, runs[1]))
-    def fail(*args): raise RuntimeError("no more <disk>")
-    board.trainer.train_step = fail
-    board.go(); board.wait(600)
-    assert not board.running and "RuntimeError: no more <disk>" in board.state and "&lt;disk&gt;" in board.status.value
-
-
-def test_memory_that_runs_out_is_told_as_elsewhere(runs):
-    board = X.Dashboard(Trainer(X.read_config(runs[0]["full"]), None, runs[1]))
-    def fail(*args): raise torch.OutOfMemoryError("CUDA out of memory")
-    board.trainer.train_step = fail
-    board.go(); board.wait(600)
-    assert "out of memory with batches of" in board.state and "OutOfMemoryError" not in board.state
-
-
-def test_a_baseline_has_no_divergences(runs):
-    board = X.Dashboard(runs[0]["baseline"])
-    figure = board.twin([dict(beside=b) for b in X.RIGHT_PANELS])
-    assert "no divergence in this run" in [t.get_text() for t in figure.axes[0].texts] and len(figure.axes) == 6
-    assert figure.axes[1].get_ylabel() == "mAP, validation (%)" and len(figure.axes[1].lines) == 2 and not np.isnan(figure.axes[1].lines[0].get_ydata()).any()

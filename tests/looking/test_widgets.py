@@ -1,5 +1,5 @@
 "The explorers: what their sliders draw, held against the library's functions and against closed forms."
-import base64, io, json
+import base64, io, json, re
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.stats import multivariate_normal
 from vdistill import bounds, distillation, information
 from vdistill.studies import claims
+from vdistill.looking import panels as P
 from vdistill.looking import widgets
 from vdistill.core import InputError
 
@@ -75,7 +76,7 @@ def test_a_panel_of_ones_own():
     def draw(figure, n):
         ax = figure.subplots(); ax.plot(range(n))
         return dict(sum=sum(range(n)))
-    panel = widgets.Panel(draw, dict(n=W.IntSlider(3, 1, 9)), (3, 2), lambda numbers: f"sum {numbers['sum']}")
+    panel = P.Panel(draw, dict(n=W.IntSlider(3, 1, 9)), (3, 2), lambda numbers: f"sum {numbers['sum']}")
     panel.n.value = 5
     assert panel.numbers == dict(sum=10) and panel.image.tooltip == "sum 10" and len(panel.figure.axes) == 1
     assert Image.open(io.BytesIO(panel.image.value)).size == (216, 144)
@@ -85,7 +86,7 @@ def test_a_panel_of_ones_own():
 def test_png_leaves_the_figure_as_it_is():
     figure = Figure((2, 1), dpi=100, facecolor="white")
     figure.subplots().plot([0, 1], color="#0072B2", lw=9)
-    canvas, small, large = figure.canvas, widgets.png(figure), widgets.png(figure, dpi=144)
+    canvas, small, large = figure.canvas, P.png(figure), P.png(figure, dpi=144)
     assert figure.dpi == 100 and figure.canvas is canvas
     assert Image.open(io.BytesIO(small)).size == (144, 72) and Image.open(io.BytesIO(large)).size == (288, 144)
     pixels = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).reshape(-1, 3).astype(int)
@@ -93,13 +94,13 @@ def test_png_leaves_the_figure_as_it_is():
 
 def test_flipbook_is_linked_in_the_front_end(panels, monkeypatch):
     links = []
-    monkeypatch.setattr(widgets.W, "jslink", lambda *ends: links.append(ends))
+    monkeypatch.setattr(P.W, "jslink", lambda *ends: links.append(ends))
     frames = panels["two"].frames("q1", [-1., 0., 1.])
-    slider, stack = widgets.flipbook(frames, "q1").children
+    slider, stack = P.flipbook(frames, "q1").children
     assert links == [((slider, "index"), (stack, "selected_index"))]
     assert [image.value for image in stack.children] == list(frames.values()) and slider.options == ("-1.0", "0.0", "1.0") and stack.selected_index == 0
-    assert widgets.flipbook({"a": Figure((1, 1))}).children[1].children[0].value[1:4] == b"PNG"
-    with pytest.raises(InputError, match="at least one picture"): widgets.flipbook({})
+    assert P.flipbook({"a": Figure((1, 1))}).children[1].children[0].value[1:4] == b"PNG"
+    with pytest.raises(InputError, match="at least one picture"): P.flipbook({})
 
 # ---------------------------------------------------------------- two distributions
 
@@ -167,7 +168,7 @@ def test_every_claim_gets_its_verdict():
 
 def test_verdicts_move_with_the_sliders():
     panel = widgets.bottleneck_table()
-    fails = lambda **values: set((v := panel.draw(widgets.Sheet(panel.size), **values)["verdicts"]).index[v.verdict == "fails"])
+    fails = lambda **values: set((v := panel.draw(P.Sheet(panel.size), **values)["verdicts"]).index[v.verdict == "fails"])
     assert fails(noise=0, compression=0) == {"Theorem 2, converse", "against MIB, irrelevant but shared"}
     assert {"(14)", "(15)", "(15) equals (8)"} < fails(noise=.02, compression=0) and not {"(4)", "(5)", "(6)"} & fails(noise=.02, compression=0)
     assert fails(noise=1, compression=1) == set()
@@ -287,3 +288,4 @@ def test_the_chapter_stores_what_it_shows():
         assert (slider["model_name"], index, stack["model_name"], selected) == ("SelectionSliderModel", "index", "StackModel", "selected_index")
         assert len(slider["state"]["_options_labels"]) == len(stack["state"]["children"])
     assert CHAPTER.stat().st_size < 1_000_000
+

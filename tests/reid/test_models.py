@@ -13,7 +13,8 @@ from vdistill.reid.backbones import ATTENTIONS, STAGES, Encoder, conv_backbone, 
 from vdistill.reid.pretrained import load_weights, read_weights
 from vdistill.reid.models import EdgeFront, PixelFront, ReIDNet, TwoStreamNet, box_mean, join
 from vdistill.reid.pooling import ChannelAttention, GeM, NonLocal
-from vdistill.reid.training import TrainConfig, objective
+from vdistill.reid.objective import objective
+from vdistill.reid.training import TrainConfig
 
 fuzz = settings(derandomize=True, deadline=None, max_examples=40)
 SMALL = dict(width=4, features=12, grid=(2, 1))

@@ -21,7 +21,8 @@ from vdistill.reid.evaluation import COLUMNS, DIRECTIONS
 from vdistill.reid.models import Prediction, Predictions
 from vdistill.reid.config import METHODS, missing_weights, read_recipe
 from vdistill.reid.runs import Embedder, autocast, build_model, load_run, pick_device, read_config
-from vdistill.reid.training import REGULARISERS, TrainConfig, Trainer, configure, make_optimizer, objective, rate
+from vdistill.reid.objective import REGULARISERS, objective
+from vdistill.reid.training import TrainConfig, Trainer, configure, make_optimizer, rate
 
 SMALL = dict(width=8, features=24, z_features=16, hidden=(32,), grid=(2, 1), epochs=5, identities_per_batch=8, images_per_identity=1, validate_every=2, device="cpu")
 TINY = SMALL | dict(data=dict(identities=(24, 8, 12)))

@@ -163,8 +163,8 @@ def ablate(
         help="method that the others are held against; default: the first of the grid that is finished")] = None,
 ):
     "Run a grid of datasets, methods and seeds; finished cells are skipped, interrupted ones resumed."
-    from vdistill.looking.comparison import (
-        SCENES, collect, collect_histories, compare, differences_text, read_grid, run_cells, shard)
+    from vdistill.looking.comparison import SCENES, collect, collect_histories, read_grid, run_cells, shard
+    from vdistill.looking.differences import compare, differences_text
     from vdistill.looking.plots import plot_differences
     from vdistill.looking.report import save_figure
     from vdistill.reid.runs import write_csv

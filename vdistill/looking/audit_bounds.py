@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from ..bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
 from ..core import InputError, as_label_array, as_numbers
-from .audit import Audit, Estimate, Factor, Prober, Sample, class_means, estimate, group_splits
-from .audit import image_splits, open_audit, score
-from .plots import COLOURS, in_house_style, new_axes
+from ..bounds import alpha_floor, ceiling, cpc, ml_cpc, shortfall, too_few
+from .audit import Audit, Sample, open_audit
+from .plots import COLOURS, house_style, name_rows, new_axes, shared_legend
+from .probes import Estimate, Factor, Prober, estimate, group_splits, image_splits, score
+from .promises import class_means
 from .report import save_figure
 from ..reid.records import MODALITIES
 from ..reid.runs import write_csv
@@ -300,43 +301,42 @@ def measure_run(
     started = time.perf_counter()
     ready = run_dir if isinstance(run_dir, Audit) else open_audit(run_dir, **options)
     table = measure(ready.sample, ready.known, seed=ready.seed, progress=progress)
-    what = {k: ready.columns[k] for k in ("dataset", "method", "seed", "split")}
-    rest = {k: v for k, v in ready.columns.items() if k not in what}
-    table = pd.DataFrame({**{k: [v]*len(table) for k, v in what.items()}, **table})
-    return table.assign(**rest, seconds=round(time.perf_counter() - started, 1))
+    table = table.assign(**ready.columns, seconds=round(time.perf_counter() - started, 1))
+    first = ["dataset", "method", "seed", "split"]
+    return table[[*first, *table.columns.drop(first)]]
+
+def _shown(table): return table[(table.about != "visible; infrared") | (table.critic == "metric")] # pairs: as learned
+
+def _quantity(about, images): return f"I({about})" if images == "both" else f"I({about}), {images}"
 
 def measure_text(
     table: pd.DataFrame, # of `measure_run`
-    critic: str = "metric", # of pairs
 ) -> str: # lines of text
     "A line a quantity and feature; below, what should keep one from believing it."
-    some = table[(table.about != "visible; infrared") | (table.critic == critic)]
+    some = _shown(table)
     bounds = ("BA", *BOUNDS)
     lines = [f"{'at least so many nats (ceiling of the bound)':44}" + "".join(f"{name:>22}" for name in bounds)]
     for (about, images, feature), part in some.groupby(["about", "images", "feature"], sort=False):
         part = part.set_index("bound")
         half = (part.high - part.low)/2
         cells = {b: f"{part.value[b]:.2f} ±{half[b]:.2f} ({part.ceiling[b]:.2f})" for b in part.index}
-        what = f"I({about})" if images == "both" else f"I({about}), {images}"
-        lines.append(f"{what:28}{feature:16}" + "".join(f"{cells.get(b, ''):>22}" for b in bounds))
+        lines.append(f"{_quantity(about, images):28}{feature:16}" + "".join(f"{cells.get(b, ''):>22}" for b in bounds))
     reasons = some.assign(remark=some.remark.str.split("; ")).explode("remark")
     for remark, part in reasons[reasons.remark != ""].groupby("remark", sort=False):
         values = dict.fromkeys(f"I({r.about}) by {r.bound}" for r in part.itertuples())
         lines.append(f"careful: {remark}: " + ", ".join(values))
     for r in order_broken(some).itertuples():
-        what = f"I({r.about})" if r.images == "both" else f"I({r.about}), {r.images}"
-        lines.append(f"careful: {what}, {r.branch}: z gives {r.nats:.2f} nats more than v, of which it is computed, "
-            "so v's value is too low by at least that")
+        lines.append(f"careful: {_quantity(r.about, r.images)}, {r.branch}: z gives {r.nats:.2f} nats more than v, "
+            "of which it is computed, so v's value is too low by at least that")
     return "\n".join(lines)
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c033
-@in_house_style
+@house_style()
 def plot_bounds(
     table: pd.DataFrame, # of `measure` or `measure_run`
-    critic: str = "metric", # of pairs
 ): # the figure
     "Each quantity of each feature by each bound, with intervals; ceilings are drawn where values come near them."
-    some = table[(table.about != "visible; infrared") | (table.critic == critic)]
+    some = _shown(table)
     panels = list(dict.fromkeys(zip(some.about, some.images)))
     fig, axes = new_axes(1, len(panels), figsize=(3.9*len(panels), 1.4 + .5*some.feature.nunique()),
         layout="constrained", sharey=True, squeeze=False)
@@ -351,13 +351,9 @@ def plot_bounds(
             ax.errorbar(r.value, y, xerr=[[r.value - r.low], [r.high - r.value]],
                 fmt=marker, color=colour, ms=6, capsize=2, lw=1.3, label=r.bound)
             ax.plot([r.ceiling]*2, [y - .09, y + .09], color=colour, lw=2.5, label=f"ceiling of {r.bound}")
-        ax.set(title=f"I({about})" if images == "both" else f"I({about}), {images}", xlabel="nats",
-            yticks=range(len(features)), yticklabels=features, ylim=(len(features) - .5, -.5))
-        ax.set_xlim(min(0, part.low.min()), 1.25*part.high.max())
-        ax.grid(True, axis="x"); ax.grid(False, axis="y"); ax.tick_params(axis="y", length=0)
-    handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
-    handles = {label: handles[label] for label in sorted(handles, key=lambda l: l.startswith("ceiling"))}
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=6)
+        ax.set(title=_quantity(about, images), xlabel="nats", xlim=(min(0, part.low.min()), 1.25*part.high.max()))
+        name_rows(ax, features, margin=.5)
+    shared_legend(fig, axes[0], order=lambda label: label.startswith("ceiling"), ncols=6)
     return fig
 
 def write_bounds(

@@ -14,7 +14,7 @@ from ..core import InputError
 # %% ../../nbs/reid/10_findings.ipynb #c019
 def counted(
     n: int, # how many
-    what: str, # of what, as one of them is called: `image`, `identity`
+    what: str, # the noun in the singular: `image`, `identity`
 ) -> str: # `1 image`, `3 identities`
     "A number and its noun."
     return f"{n} {what}" if n == 1 else f"{n} {what[:-1]}ies" if what[-1] == "y" else f"{n} {what}s"
@@ -24,7 +24,7 @@ def some_of(
     most: int = 20, # named at most
     between: str = ", ",
 ) -> str: # `a, b and 7 more`
-    "A list as a sentence shows it."
+    "The first items of a list, and how many more there are."
     return between.join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 _short = reprlib.Repr()
@@ -33,19 +33,19 @@ _short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
 def shown(
     value, # anything that a file may hold
 ) -> str: # short, in one line
-    "A value as an error shows it: YAML can write numbers and nested lists that no `repr` gets to the end of."
+    "A value as an error shows it, cut short: YAML can hold numbers and nested lists that `repr` cannot finish."
     try: return _short.repr(value)
     except ValueError: return "a number of thousands of digits"
 
 # %% ../../nbs/reid/10_findings.ipynb #c020
 def complain(
     faults: list, # sentences
-    what: str, # what each of them is
+    what: str, # the noun for one of them: `unusable image`
     way_out: str, # what to do
     where: str = "", # where they are: `in boxes.csv`
     most: int = 20, # named at most
 ):
-    "Raise one `InputError` that names all faults; do nothing where there is none."
+    "Raise one `InputError` for all faults, naming up to `most` of them; do nothing where there is none."
     if not faults: return
     more = [f"and {len(faults) - most} more"] if len(faults) > most else []
     named = "; ".join([*map(str, faults[:most]), *more])

@@ -14,7 +14,7 @@ from ..core import InputError
 from .findings import read_all, shown
 
 # %% ../../nbs/reid/10_images.ipynb #c027
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp") # of images, in either case
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp") # of image files, in small or capital letters
 
 def is_image(
     name: str, # of a file
@@ -30,10 +30,10 @@ def read_image(
     path, # any format that pillow reads
     mode: str = "RGB", # or `L`, grey
 ) -> np.ndarray: # uint8, `(H, W, 3)` or `(H, W)`
-    "Decode one image, more than 8 bits stretched between black and white; raises `InputError` that names the file."
+    "Decode one image to 8 bits; deeper ones are stretched from black to white. An `InputError` names a bad file."
     try:
         if Path(path).stat().st_size == 0: raise InputError(f"{path}: empty file")
-        with open(path, "rb") as file, Image.open(file) as opened: # of a mapped file pillow turns size but not pixels
+        with open(path, "rb") as file, Image.open(file) as opened: # by path pillow may turn the size but not the pixels
             kind = _deep_colours(opened, path)
             if kind: image = Image.fromarray(_stretch(_both_bytes(path, kind), path))
             else: image = ImageOps.exif_transpose(opened) or opened # as every viewer shows it
@@ -65,10 +65,10 @@ def _median_of_five(x): # along the first axis, four shorter
     return np.maximum(np.minimum(low, high), np.minimum(np.maximum(low, high), e))
 
 # %% ../../nbs/reid/10_images.ipynb #c018b
-def _begins(path, *magic): # whether the file begins with one of these four bytes
+def _begins(path, *magic): # whether the file begins with one of these, four bytes each
     with open(path, "rb") as file: return file.read(4) in magic
 
-def _deep_colours(opened, path): # how colours of more than 8 bits, of which pillow keeps 8, lie in the file; or ""
+def _deep_colours(opened, path): # how colours of more than 8 bits are stored where pillow keeps only 8; else ""
     if opened.mode[0] in "IF" or not getattr(opened, "tile", None): return ""
     args, kind = opened.tile[0].args, opened.format
     args = args if isinstance(args, tuple) else (args,)
@@ -85,12 +85,12 @@ def _jpeg2000_bits(path): # of the first channel
     return (head[at] & 127) + 1 if 42 <= at < len(head) else 8
 
 # %% ../../nbs/reid/10_images.ipynb #c018c
-SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"} # the other order of two bytes
+SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"} # the opposite byte order
 
 def _both_bytes(path, kind): # the colours without alpha: `(H, W)` or `(H, W, 3)`, uint16
-    if kind == "LA;16B": # pillow can take the four bytes of a pixel for four channels
+    if kind == "LA;16B": # read as RGBA, the four bytes of a pixel become four channels
         high, low, *_ = np.moveaxis(_decoded(path, "RGBA"), -1, 0)
-    elif kind[:-1] in ("RGB;16", "RGBA;16", "RGBX;16"): # it keeps the high byte; told the wrong order, the low one
+    elif kind[:-1] in ("RGB;16", "RGBA;16", "RGBX;16"): # pillow keeps the high byte, in the wrong order the low one
         high, low = (_decoded(path, order)[..., :3] for order in (kind, kind[:-1] + SWAPPED[kind[-1]]))
     else:
         what = "colours of more than 8 bits in a form of which pillow keeps 8"
@@ -117,7 +117,7 @@ def image_shape(
     "The size in the header, without decoding."
     try:
         with Image.open(path) as image: # 274: orientation; above 4 it lies on its side
-            lies = image.getexif().get(274, 1) > 4 and image.format != "TIFF" # whose size pillow has turned itself
+            lies = image.getexif().get(274, 1) > 4 and image.format != "TIFF" # of a TIFF pillow turns the size itself
             return image.size if lies else image.size[::-1]
     except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError): return None
 
@@ -135,7 +135,7 @@ def as_size(
 def size_for(
     aspects, # heights over widths
 ) -> tuple: # `(H, W)`
-    "64x32 for people upright (median aspect at least 1.5), 32x64 for the opposite, else 64x64."
+    "64x32 for upright images (median aspect at least 1.5), 32x64 for wide ones (at most 2/3), else 64x64."
     aspect = np.median(aspects)
     return (64, 32) if aspect >= 1.5 else (32, 64) if aspect <= 2/3 else (64, 64)
 

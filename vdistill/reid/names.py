@@ -22,10 +22,10 @@ def same_name(
     return unicodedata.normalize("NFC", name)
 
 class Names:
-    "Finds files whose names are written in the other form. Each folder is listed once."
+    "Finds files whose names are written in another Unicode form. Each folder is listed once."
     def __init__(self): self.listed = {}
 
-    def alike(self, folder, name): # the names in a folder that differ from it in their form or in capitals, at most
+    def alike(self, folder, name): # names in a folder that equal this one but for Unicode form and capitals
         if folder not in self.listed:
             try: names = os.listdir(folder)
             except (OSError, ValueError): names = []
@@ -34,7 +34,7 @@ class Names:
 
     def find(self,
         path, # as somebody wrote it
-    ) -> tuple[Path, str]: # as it lies there; and where there is nothing, what differs from it in capitals
+    ) -> tuple[Path, str]: # as it is on disk; if nothing is there, a remark on a name that differs in capitals
         "Look a path up, folder by folder; raises `InputError` where there are several forms, and none is as written."
         path = Path(path)
         if os.path.lexists(path): return path, ""
@@ -53,30 +53,30 @@ class Names:
 
 def as_path(
     path, # of a file or folder, as somebody wrote it
-) -> Path: # as it lies there
-    "A path with `~` filled in where there is such a home, and left alone where there is none."
+) -> Path: # with each name in the form that is on disk
+    "A path with `~` filled in, and left as it is where there is no such home."
     return Names().find(os.path.expanduser(path))[0]
 
 # %% ../../nbs/reid/10_names.ipynb #names01
 def folded(
     name: str, # of a file, a folder, somebody
-) -> str: # the same for all names that differ in their form or in capitals
-    "A name without regard to capitals."
+) -> str: # the same for names that differ in Unicode form or capitals only
+    "A name without regard to capitals and Unicode form."
     return same_name(name).casefold()
 
 def grouped(
     names, # of whatever kind
     key, # a function of a name
 ) -> dict: # key -> names, in the order of appearance
-    "Names by what they have in common."
+    "Names grouped by their key."
     found: dict = {}
     for name in names: found.setdefault(key(name), []).append(name)
     return found
 
 def near_miss(
     path, # of a file or folder that is not there
-) -> str: # to be added to the news that it is missing; or nothing
-    "What is there instead and differs in capitals."
+) -> str: # to append to the message that it is missing; may be empty
+    "A remark on what is there instead, differing in capitals."
     remark = Names().find(path)[1]
     return remark and f"; {remark}"
 
@@ -101,7 +101,7 @@ def spellings(
 # %% ../../nbs/reid/10_names.ipynb #names04
 def name_twins(
     names, # strings
-    what: str, # whose they are: `identity`
+    what: str, # what the names stand for: `identity`
 ) -> list: # a sentence, or nothing
     "Say which names are nearly the same, as P1 and p1 are, or 7 and 7.0: each counts as somebody else."
     groups = spellings(names, _plain)
@@ -135,7 +135,7 @@ def exact_copies(
     return [group for key, group in grouped(sorted(hashes), hashes.get).items() if key and len(group) > 1]
 
 # %% ../../nbs/reid/10_names.ipynb #copies2
-def _bytes_in(path): # None where there are none
+def _bytes_in(path): # size of a file; None where it is empty or missing
     try: return os.path.getsize(path) or None
     except (OSError, ValueError): return None
 

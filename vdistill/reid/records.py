@@ -23,8 +23,8 @@ SPLITS = ("train", "val", "test")
 @dataclass(frozen=True)
 class Protocol:
     "How a dataset is evaluated; `str()` of it goes beside every reported number."
-    identities: int|None = None # identities drawn for the gallery, None for all
-    shots: int|None = None # images an identity and modality, None for all
+    identities: int|None = None # identities drawn for each evaluation, None for all
+    shots: int|None = None # images of each identity in each modality, None for all
     draws: int = 1 # evaluations that are averaged
 
     def __post_init__(self):
@@ -40,7 +40,7 @@ class Protocol:
         return f"gallery of {who}, {what} each, " + (f"mean of {self.draws} draws" if self.draws > 1 else "1 draw")
 
 # %% ../../nbs/reid/10_records.ipynb #c012
-class DataWarning(UserWarning): "A dataset was loaded, but not all of it or not quite as it lies there."
+class DataWarning(UserWarning): "A dataset was loaded, but not all of it, or not exactly as it is on disk."
 
 # %% ../../nbs/reid/10_records.ipynb #c012b
 class Record(NamedTuple):
@@ -53,12 +53,12 @@ class Record(NamedTuple):
 # %% ../../nbs/reid/10_records.ipynb #c013
 class ReIDDataset(torch.utils.data.Dataset):
     "Records in a table; their pixels come on demand. Readers subclass it and write `images`."
-    factors: pd.DataFrame|None = None # a data frame with a row a record where the true factors are known
+    factors: pd.DataFrame|None = None # one row per record, where the true factors are known
     published: str|None = None # `sysu`, `regdb` or `llcm` where the dataset has a published protocol
     def __init__(self,
         name: str, # in results
         image_size: tuple, # `(height, width)` of what `images` gives
-        records: pd.DataFrame, # a row an image: identity, camera, modality, split and whatever else is known
+        records: pd.DataFrame, # one row per image: identity, camera, modality, split, and whatever else is known
         protocol: Protocol = Protocol(), # how it is evaluated by default
         notes: Iterable[str] = (), # sentences on what was dropped or is odd; each is also a `DataWarning`
     ):
@@ -88,7 +88,7 @@ class ReIDDataset(torch.utils.data.Dataset):
     def images(self,
         indices: ArrayLike, # rows of `records`
         draw: int = 0, # which drawing of the views; a set of fixed images ignores it
-    ) -> torch.Tensor: # `(B, 3, H, W)`, uint8; a function of (seed, draw, index), whatever else is in the batch
+    ) -> torch.Tensor: # `(B, 3, H, W)`, uint8; each depends on (seed, draw, index) alone, not on the batch
         "The pixels of these records."
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class ReIDDataset(torch.utils.data.Dataset):
         if split not in SPLITS: raise InputError(f"no split {split!r}: pass one of {', '.join(SPLITS)} or None")
         return np.flatnonzero(self.records.split.to_numpy() == split)
 
-    def summary(self) -> pd.DataFrame: # a row a split
+    def summary(self) -> pd.DataFrame: # one row per split
         "Identities and images of each split."
         count = lambda part: [part.identity.nunique(), *((part.modality == m).sum() for m in range(2))]
         rows = [count(self.records.iloc[self.indices(split)]) for split in SPLITS]
@@ -128,7 +128,7 @@ def seen_in_both(
 def draw_validation(
     table: pd.DataFrame, # identity, modality, split
     seed: int = 0, # of the drawing
-    fraction: float = .2, # of the training identities
+    fraction: float = .2, # of the training identities seen in both modalities
 ) -> pd.Series: # splits
     "Move some training identities, those seen in both modalities, to validation."
     both = seen_in_both(table[table.split == "train"])

@@ -22,7 +22,7 @@ from ..knowledge_distillation import CRD, KD, VID, VSD, Outputs
 from ..reid.checkpoints import STATE, WEIGHTS, load_state, load_weights, save_checkpoint, save_state
 from ..reid.evaluation import run_columns
 from ..reid.runs import pick_device, write_csv
-from ..reid.weights import find_state, read_foreign
+from ..reid.weight_files import find_state, read_foreign
 from .cifar_parts import NETWORKS, Cifar100, Network, augment, normalise, read_cifar100
 
 # %% ../../nbs/experiments/cifar_pairs.ipynb #c020

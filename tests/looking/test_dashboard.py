@@ -1,0 +1,96 @@
+"A run that is watched, stopped and resumed from a notebook loses nothing."
+import threading
+import time
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from vdistill.looking import dashboard as D
+from vdistill.reid.runs import read_config
+from vdistill.reid.training import Trainer, configure
+
+
+TINY = {"data.identities": (6, 4, 6), "data.images_per_camera": 2, "epochs": 4, "identities_per_batch": 2, "images_per_identity": 1, "validate_every": 2,
+        "width": 8, "features": 16, "z_features": 16, "hidden": (16,), "grid": (2, 2), "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Two finished runs on one dataset."
+    folder, dataset = tmp_path_factory.mktemp("runs"), None
+    for method in ("baseline", "full"):
+        trainer = Trainer(configure("synthetic", method, seed=3, **TINY), folder/method, dataset)
+        trainer.fit()
+        dataset = trainer.dataset
+    return {method: folder/method for method in ("baseline", "full")}, dataset
+
+
+def plain(history): return pd.DataFrame(history).drop(columns="seconds")
+
+
+def test_buttons_do_what_they_say(runs, tmp_path):
+    board = D.Dashboard(Trainer(read_config(runs[0]["full"]), tmp_path/"run", runs[1]))
+    assert (board.start.disabled, board.halt.disabled, board.start.description) == (False, True, "Start")
+    started, halted = threading.Event(), threading.Event()
+    with pytest.MonkeyPatch.context() as patch: # the first step ends when the stop has been asked for
+        patch.setattr(D._Steps, "update", lambda self, update=D._Steps.update: (started.set(), halted.wait(600), update(self)))
+        board.start.click()
+        assert started.wait(600) and board.halt.disabled is False and board.start.disabled
+        board.start.click()   # a second run is not begun
+        board.halt.click(); halted.set(); board.wait(600)
+    assert board.start.description == "Go on" and board.halt.disabled and len(board.history) < 4
+    picture = board.image.value
+    board.beside.value = "losses"
+    assert board.image.value != picture
+
+
+def test_watching_another_run(runs, tmp_path):
+    config, dataset = read_config(runs[0]["full"]), runs[1]
+    other = Trainer(config, tmp_path/"run", dataset)
+    board = D.Dashboard(tmp_path/"run", every=.01)
+    assert len(board.numbers) == 0 and "0 of 4" in board.status.value
+    blank, board.watch.value = board.image.value, True
+    other.fit()
+    for _ in range(30_000):
+        if "4 of 4" in board.status.value: break
+        time.sleep(.02)
+    board.watch.value = False
+    assert board.image.value != blank and "4 of 4" in board.status.value
+    pd.testing.assert_frame_equal(plain(board.numbers), plain(other.history), rtol=1e-12)
+
+
+def test_a_folder_in_use_is_left_alone(runs, tmp_path):
+    trainer = Trainer(read_config(runs[0]["full"]), tmp_path/"run", runs[1])
+    row = next(others := trainer.epochs())
+    assert row["epoch"] == 0
+    trainer.save()
+    board = D.Dashboard(tmp_path/"run", runs[1])
+    board.go(); board.wait(600)
+    assert "another process" in board.state and board.trainer is None
+    list(others)
+    assert trainer.epoch == 4
+    board.go(); board.wait(600)   # reads the folder again, and finds nothing left to do
+    assert "Finished" in board.state and len(board.history) == 4
+
+
+def test_an_error_while_training_is_told(runs):
+    board = D.Dashboard(Trainer(read_config(runs[0]["full"]), None, runs[1]))
+    def fail(*args): raise RuntimeError("no more <disk>")
+    board.trainer.train_step = fail
+    board.go(); board.wait(600)
+    assert not board.running and "RuntimeError: no more <disk>" in board.state and "&lt;disk&gt;" in board.status.value
+
+
+def test_memory_that_runs_out_is_told_as_elsewhere(runs):
+    board = D.Dashboard(Trainer(read_config(runs[0]["full"]), None, runs[1]))
+    def fail(*args): raise torch.OutOfMemoryError("CUDA out of memory")
+    board.trainer.train_step = fail
+    board.go(); board.wait(600)
+    assert "out of memory with batches of" in board.state and "OutOfMemoryError" not in board.state
+
+
+def test_a_baseline_has_no_divergences(runs):
+    board = D.Dashboard(runs[0]["baseline"])
+    figure = board.twin([dict(beside=b) for b in D.RIGHT_PANELS])
+    assert "no divergence in this run" in [t.get_text() for t in figure.axes[0].texts] and len(figure.axes) == 6
+    assert figure.axes[1].get_ylabel() == "mAP, validation (%)" and len(figure.axes[1].lines) == 2 and not np.isnan(figure.axes[1].lines[0].get_ydata()).any()
