@@ -182,9 +182,9 @@ def plot_ranked_lists(
     queries, gallery = _pictures(query_images, 1, "query images"), _pictures(gallery_images, 2, "gallery images")
     matches = as_numbers(matches, "matches").astype(bool)
     rows, columns = gallery.shape[:2]
-    distances = None if distances is None else as_numbers(distances, "distances")
-    of_distances = (rows, columns) if distances is None else distances.shape
-    shapes = {"query images": (len(queries), columns), "matches": matches.shape, "distances": of_distances}
+    numbered = distances is not None or answer_labels is not None
+    distances = np.full((rows, columns), np.nan) if distances is None else as_numbers(distances, "distances")
+    shapes = {"query images": (len(queries), columns), "matches": matches.shape, "distances": distances.shape}
     for name, shape in shapes.items():
         if shape != (rows, columns):
             raise InputError(f"{name} are for {shape} lists and places, gallery images for {(rows, columns)}")
@@ -192,16 +192,13 @@ def plot_ranked_lists(
     answers = None if answers is None else _pictures(answers, 1, "answers")
     if answers is not None and len(answers) != rows: raise InputError(f"{len(answers)} answers for {rows} queries")
     apart = (1,) if answers is None else (1, columns + 1)
-    numbers = distances is not None or answer_labels is not None
     aspect = gallery.shape[2]/gallery.shape[3]
-    fig, axes = _grid_of_pictures(rows, columns + len(apart), aspect, numbers, titles, apart, title)
+    fig, axes = _grid_of_pictures(rows, columns + len(apart), aspect, numbered, titles, apart, title)
     for r in range(rows):
         _asking(axes[r][0], queries[r], None if titles is None else titles[r])
-        for k in range(columns):
-            if distances is not None and np.isinf(distances[r, k]): axes[r][k + 1].axis("off")
-            else:
-                number = "" if distances is None else f"{distances[r, k]:.2f}"
-                _answering(axes[r][k + 1], gallery[r, k], matches[r, k], number)
+        for k, d in enumerate(distances[r]):
+            if np.isinf(d): axes[r][k + 1].axis("off")
+            else: _answering(axes[r][k + 1], gallery[r, k], matches[r, k], "" if np.isnan(d) else f"{d:.2f}")
         if answers is not None:
             _answering(axes[r][-1], answers[r], True, "" if answer_labels is None else answer_labels[r])
     headings = [query_title, *range(1, columns + 1), "right one"]
