@@ -96,3 +96,28 @@ def test_imports_have_cells_of_their_own():
             body = ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []
             imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in body]
             assert all(imports) or not any(imports), f"{path.name}, cell {cell['id']}: move its imports into a cell before it"
+
+LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+def loops_within(node): # how deep comprehensions lie in each other
+    return isinstance(node, LOOPS) + max(map(loops_within, ast.iter_child_nodes(node)), default=0)
+
+def is_condition(node):
+    if isinstance(node, ast.Call): return getattr(node.func, "id", "") in ("bool", "isinstance", "any", "all", "hasattr")
+    return isinstance(node, ast.Compare | ast.UnaryOp) and not isinstance(getattr(node, "op", ast.Not()), ast.USub)
+
+def is_text_or_list(node):
+    return isinstance(node, ast.List | ast.Tuple | ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
+
+def riddles(tree):
+    "Lines where a condition multiplies a text or a list, or where more than two comprehensions are nested."
+    for node in ast.walk(tree):
+        product = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and (node.left, node.right)
+        if product and any(map(is_condition, product)) and any(map(is_text_or_list, product)): yield node.lineno
+        if isinstance(node, LOOPS) and loops_within(node) > 2: yield node.lineno
+
+def test_conditions_say_if():
+    "No `'s'*(n > 1)` and no comprehension within a comprehension within a comprehension."
+    code = "['s'*(n > 1), [x]*bool(x), 'ab'*3, 2*(n > 1), [0]*n, [[1 for _ in a] for _ in a], [[[1 for _ in a] for _ in a] for _ in a]]"
+    assert len(list(riddles(ast.parse(code)))) == 3
+    assert [] == [f"{name}, line {n}" for name, file in FILES.items() for n in riddles(ast.parse(file.read_text("utf-8")))]
