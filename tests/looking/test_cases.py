@@ -19,8 +19,14 @@ from PIL import Image
 from torch import nn
 
 from vdistill.looking import cases as C
+<<<<<<< HEAD
 from vdistill.looking import pictures, plots, report
 from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
+=======
+from vdistill.looking import pictures as P
+from vdistill.looking import plots, report
+from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
+>>>>>>> w-h1
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 from vdistill.reid.records import DataWarning
@@ -138,7 +144,7 @@ def pictures(*lead, shape=(3, 16, 8), seed=0): return torch.randint(0, 256, (*le
 
 def test_lists_end_where_the_gallery_ends_and_answers_stand_apart():
     d = np.array([[.1, .2, np.inf], [.1, .2, .3]])
-    fig = pictures.plot_ranked_lists(pictures(2), pictures(2, 3), [[True, False, True], [False, False, False]], d, titles=["a\nbb", "c"], answers=pictures(2, seed=1), answer_labels=["rank 1", "rank 9"], title="what is seen")
+    fig = P.plot_ranked_lists(pictures(2), pictures(2, 3), [[True, False, True], [False, False, False]], d, titles=["a\nbb", "c"], answers=pictures(2, seed=1), answer_labels=["rank 1", "rank 9"], title="what is seen")
     axes = np.array(fig.axes).reshape(2, 5)
     assert not axes[0, 3].axison and not axes[0, 3].images and axes[1, 3].images   # the third place of the first query is empty
     for r in range(2):
@@ -149,20 +155,20 @@ def test_lists_end_where_the_gallery_ends_and_answers_stand_apart():
     assert "what is seen" in [t.get_text() for t in fig.texts]
     box = fig.get_tightbbox()
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= fig.get_figwidth() and box.y1 <= fig.get_figheight()
-    with pytest.raises(InputError, match="1 answers"): pictures.plot_ranked_lists(pictures(2), pictures(2, 3), np.ones((2, 3), bool), answers=pictures(1))
+    with pytest.raises(InputError, match="1 answers"): P.plot_ranked_lists(pictures(2), pictures(2, 3), np.ones((2, 3), bool), answers=pictures(1))
 
 
 def test_a_picture_of_maps_colours_where_they_are_bright():
     maps = torch.zeros(1, 3, 16, 8)
     maps[0, 0], maps[0, 2, :8] = torch.nan, 1
     images = pictures(1, 3)
-    fig = pictures.plot_attention(images, maps, ["a", "b", "c"], frames=[[-1, 1, 0]], labels=[["x", "y", "z"]])
+    fig = P.plot_attention(images, maps, ["a", "b", "c"], frames=[[-1, 1, 0]], labels=[["x", "y", "z"]])
     plain, dark, half = (ax.images[0].get_array() for ax in fig.axes)
     np.testing.assert_array_equal(plain, images[0, 0].permute(1, 2, 0))
     assert np.ptp(dark, axis=2).max() < 1e-9 and np.ptp(half[8:], axis=2).max() < 1e-9 and np.ptp(half[:8], axis=2).min() > .2   # grey where the map is 0
     assert [{s.get_edgecolor()[:3] for s in ax.spines.values()} for ax in fig.axes[1:]] == [{to_rgb(plots.RIGHT)}, {to_rgb(plots.WRONG)}] and [ax.get_xlabel() for ax in fig.axes] == list("xyz")
     for change, word in ((dict(maps=maps + .5), "scale them"), (dict(maps=maps[..., :4]), "every pixel"), (dict(headings=["a"]), "1 headings"), (dict(labels=[]), "0 labels")):
-        with pytest.raises(InputError, match=word): pictures.plot_attention(**(dict(images=images, maps=maps, headings=["a", "b", "c"]) | change))
+        with pytest.raises(InputError, match=word): P.plot_attention(**(dict(images=images, maps=maps, headings=["a", "b", "c"]) | change))
 
 
 class Toy(nn.Module):
@@ -424,7 +430,7 @@ def test_sysu_without_its_draw_and_a_split_of_ones_own(runs):
 def test_ranked_lists_of_a_run_follow_the_protocol(runs, kind, monkeypatch):
     run, dataset = runs[kind]
     shown = []
-    draw = pictures.plot_ranked_lists
+    draw = P.plot_ranked_lists
     monkeypatch.setattr(report, "embedding_figure", lambda *a: plt.figure())   # UMAP is slow, and not the point
     monkeypatch.setattr(report, "plot_ranked_lists", lambda *a, **k: shown.append(a) or draw(*a, **k))
     paths = report.write_pictures(run, dataset, queries=3, depth=4, device="cpu")
