@@ -19,14 +19,9 @@ from PIL import Image
 from torch import nn
 
 from vdistill.looking import cases as C
-<<<<<<< HEAD
-from vdistill.looking import pictures, plots, report
-from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
-=======
 from vdistill.looking import pictures as P
 from vdistill.looking import plots, report
-from vdistill.reid.archives import fake_llcm, fake_regdb, fake_sysu
->>>>>>> w-h1
+from vdistill.reid.fakes import fake_llcm, fake_regdb, fake_sysu
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 from vdistill.reid.records import DataWarning
