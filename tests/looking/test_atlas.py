@@ -1,4 +1,5 @@
 "Maps follow the controls, and their numbers are what a loop counts."
+import base64
 import io
 import re
 import numpy as np
@@ -118,3 +119,12 @@ def test_looking_between_epochs_changes_nothing(runs):
     for row, x in zip(rows, kept[4]["v shared"]):   # in the order of the rows, whatever their modality
         np.testing.assert_allclose(x, trainer.embed(dataset.images([row]), int(dataset.records.modality[row]))["v shared"][0], atol=1e-4)
     assert not np.allclose(kept[0]["v shared"], kept[4]["v shared"])
+
+
+def test_a_dot_shows_its_own_image_and_words():
+    a = atlas()
+    side = a.box.children[-1].children[1].children[0].value
+    rule = re.search(r"\.n3:hover\)[^{]*\{--at:(-?\d+)px (-?\d+)px;--on:1;--says:'([^']*)'", side)
+    assert rule.groups() == ("-315", "0", "modality infrared, identity 0, hair long, view -40.9091")
+    sheet = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]*)\)", side).group(1))))
+    assert sheet.size == (20*32, 64)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from vdistill.looking import dashboard as D
-from vdistill.reid.runs import read_config
+from vdistill.reid.runs import load_run, read_config
 from vdistill.reid.training import Trainer, configure
 
 
@@ -94,3 +94,26 @@ def test_a_baseline_has_no_divergences(runs):
     figure = board.twin([dict(beside=b) for b in D.RIGHT_PANELS])
     assert "no divergence in this run" in [t.get_text() for t in figure.axes[0].texts] and len(figure.axes) == 6
     assert figure.axes[1].get_ylabel() == "mAP, validation (%)" and len(figure.axes[1].lines) == 2 and not np.isnan(figure.axes[1].lines[0].get_ydata()).any()
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_stop_and_go_loses_nothing(runs, tmp_path, forget):
+    config, dataset = read_config(runs[0]["full"]), runs[1]
+    board = D.Dashboard(Trainer(config, tmp_path/"run", dataset))
+    update, steps = D._Steps.update, len(board.trainer.sampler)
+    for at in (1, 2*steps, 2*steps + 2):   # within an epoch, at its end, and again
+        def stop_at(self):
+            if self.trainer.step == at: self.halt = True
+            update(self)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(D._Steps, "update", stop_at)
+            board.go(); board.wait(60)
+        assert not board.running and "Stopped and saved" in board.state and (tmp_path/"run"/"state.pt").is_file()
+        if forget: board = D.Dashboard(tmp_path/"run", dataset)   # another notebook
+    board.go(); board.wait(60)
+    assert "Finished" in board.state and board.progress.value == 4
+    pd.testing.assert_frame_equal(plain(board.history), plain(pd.read_csv(runs[0]["full"]/"history.csv")), rtol=1e-12)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/"run"/"history.csv").drop(columns="seconds"), plain(board.history), rtol=1e-12)
+    weights = [load_run(folder, "cpu")[0].model.state_dict() for folder in (tmp_path/"run", runs[0]["full"])]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
+    assert board.results is not None and board.results.value.to_numpy() == pytest.approx(pd.read_csv(runs[0]["full"]/"results.csv").value.to_numpy())

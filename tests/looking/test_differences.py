@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import t
-from vdistill.looking.differences import compare, cost_text, differences_text, family, family_text, headlines, holm
+from vdistill.looking.differences import compare, cost_text, differences_text, family, family_table, family_text, headlines, holm
 from vdistill.looking.differences import mean_table, sentence, two_way, with_references
 from vdistill.core import InputError
 
@@ -140,6 +140,12 @@ def test_a_page_is_one_family():
     assert {k: page.iloc[3][k] for k in two} == two
     lines = family_text(page).splitlines()
     assert len(lines) == 5 and lines[3].startswith("two: v of +1 - v of +0") and f"p = {page.p_holm[3]:.2g}" in lines[3] and "two: 4 seeds, 9 scenes" in lines[4]
+    table = family_table(page)
+    assert list(table) == ["one", "two"] and list(table.index) == ["v of +5 - v of +0", "v of +1 - v of +0"]
+    last = page.iloc[3]
+    words = f"{last.difference:+.1f} ({last.low:+.1f} to {last.high:+.1f})"
+    assert table.iloc[1, 1] == words + " *"*int(last.p_holm < .05) and table.iloc[0, 0].endswith(" *")
+    assert not family_table(page.assign(p_holm=1.)).map(lambda text: "*" in text).any(axis=None)
     with pytest.raises(InputError, match="no scenes"): family(scenes, [(("+5", "z"), ("+0", "v"))])
 
 

@@ -1,14 +1,10 @@
 "What is shown is what the evaluator ranks, and what is drawn follows the controls."
-import base64
 import io
-import re
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
-from vdistill.looking import atlas as A
 from vdistill.looking import dashboard as D
 from vdistill.looking import explorers as X
 from vdistill.looking import report
@@ -17,7 +13,6 @@ from vdistill.reid.evaluation import evaluate
 from vdistill.looking.plots import RIGHT, WRONG
 from vdistill.reid.reranking import rerank
 from vdistill.reid.retrieval import pairwise_distances
-from vdistill.reid.runs import read_config
 from vdistill.reid.training import Trainer, configure
 
 
@@ -170,43 +165,3 @@ def test_a_folder_that_holds_no_run(tmp_path):
     for call in (lambda: X.RetrievalExplorer.of_runs({"a": tmp_path/"none"}), lambda: D.Dashboard(tmp_path/"none"), lambda: X.RetrievalExplorer.of_runs({})):
         with pytest.raises(InputError) as e: call()
         assert "\n" not in str(e.value) and ("config.yaml" in str(e.value) or "no run" in str(e.value))
-
-
-def atlas(n=12, epochs=(0, 5), **options):
-    about = pd.DataFrame(dict(modality=np.arange(n) % 2, identity=np.arange(n)//4, hair=np.array(["long", "cap", "short"])[np.arange(n) % 3], view=np.linspace(-90, 90, n)))
-    return A.EmbeddingExplorer({e: {name: noise(n, 6, seed=e + k) for k, name in enumerate(("v", "z"))} for e in epochs}, pictures(n), about, method="pca", **options)
-
-
-def test_a_dot_shows_its_own_image_and_words():
-    a = atlas()
-    side = a.box.children[-1].children[1].children[0].value
-    rule = re.search(r"\.n3:hover\)[^{]*\{--at:(-?\d+)px (-?\d+)px;--on:1;--says:'([^']*)'", side)
-    assert rule.groups() == ("-315", "0", "modality infrared, identity 0, hair long, view -40.9091")
-    sheet = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]*)\)", side).group(1))))
-    assert sheet.size == (20*32, 64)
-
-
-def plain(history): return pd.DataFrame(history).drop(columns="seconds")
-
-
-@pytest.mark.parametrize("forget", [False, True])
-def test_stop_and_go_loses_nothing(runs, tmp_path, forget):
-    config, dataset = read_config(runs[0]["full"]), runs[1]
-    board = D.Dashboard(Trainer(config, tmp_path/"run", dataset))
-    update, steps = D._Steps.update, len(board.trainer.sampler)
-    for at in (1, 2*steps, 2*steps + 2):   # within an epoch, at its end, and again
-        def stop_at(self):
-            if self.trainer.step == at: self.halt = True
-            update(self)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(D._Steps, "update", stop_at)
-            board.go(); board.wait(60)
-        assert not board.running and "Stopped and saved" in board.state and (tmp_path/"run"/"state.pt").is_file()
-        if forget: board = D.Dashboard(tmp_path/"run", dataset)   # another notebook
-    board.go(); board.wait(60)
-    assert "Finished" in board.state and board.progress.value == 4
-    pd.testing.assert_frame_equal(plain(board.history), plain(pd.read_csv(runs[0]["full"]/"history.csv")), rtol=1e-12)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/"run"/"history.csv").drop(columns="seconds"), plain(board.history), rtol=1e-12)
-    weights = [X.load_run(folder, "cpu")[0].model.state_dict() for folder in (tmp_path/"run", runs[0]["full"])]
-    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
-    assert board.results is not None and board.results.value.to_numpy() == pytest.approx(pd.read_csv(runs[0]["full"]/"results.csv").value.to_numpy())

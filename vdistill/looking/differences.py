@@ -154,9 +154,9 @@ def family_table(
     "A family of differences, to be looked at: what `family_text` prints, side by side."
     words = [f"{r.difference:+.1f} ({r.low:+.1f} to {r.high:+.1f})" + (" *" if r.p_holm < .05 else "")
         for r in page.itertuples()]
-    table = page.assign(difference=list(map(_asked, page.itertuples())), words=words)
-    table = table.pivot(index="difference", columns="dataset", values="words")
-    return table.loc[dict.fromkeys(map(_asked, page.itertuples())), page.dataset.unique()].rename_axis(columns=None)
+    names = list(map(_asked, page.itertuples()))
+    table = page.assign(difference=names, words=words).pivot(index="difference", columns="dataset", values="words")
+    return table.reindex(list(dict.fromkeys(names)), columns=page.dataset.unique()).rename_axis(columns=None)
 
 def _asked(row): # of a family
     ours, theirs = (f"{feature.partition(' ')[0]} of {method}" for method, feature in (row.ours, row.theirs))
@@ -207,8 +207,8 @@ def cost_text(
 ) -> str: # one line per dataset
     "What a comparison cost."
     runs = results[results.seconds > 0].drop_duplicates(["dataset", "method", "seed"]).groupby("dataset", sort=False)
-    return "\n".join(f"{name}: {len(s)} runs of {s.seconds.mean()/60:.1f} minutes, {s.seconds.sum()/60:.0f} in all, on {' and '.join(s.device.unique())}"
-        for name, s in runs)
+    return "\n".join(f"{name}: {len(s)} runs of {s.seconds.mean()/60:.1f} minutes, {s.seconds.sum()/60:.0f} in all, "
+        f"on {' and '.join(s.device.unique())}" for name, s in runs)
 
 def mean_table(
     results: pd.DataFrame, # tidy rows of several seeds
