@@ -152,7 +152,7 @@ def linear_accuracy(parts: dict, split: str) -> float: # percent
 def chosen_weights(
     table: pd.DataFrame, # of `run_seed`, several seeds
 ) -> dict: # method -> weight
-    "Of the weights within a standard error (paired by seed) of the best mean validation accuracy the (lower) middle one."
+    "Of the weights within a standard error (paired by seed) of the best validation accuracy the (lower) middle one."
     validation = table[(table.split == "validation") & (table.metric == "accuracy")]
     values = validation.pivot(index="seed", columns=["method", "weight"], values="value")
     def middle(part): # a column a weight
