@@ -152,15 +152,16 @@ def family_table(
     page: pd.DataFrame, # as `family` gives
 ) -> pd.DataFrame: # a row a difference, a column a dataset: points (95 % interval), and * where p_holm < 0.05
     "A family of differences, to be looked at: what `family_text` prints, side by side."
-    words = [f"{r.difference:+.1f} ({r.low:+.1f} to {r.high:+.1f})" + (" *" if r.p_holm < .05 else "")
+    words = [f"{r.difference:+.1f} ({r.low:+.1f}, {r.high:+.1f})" + ("\N{NO-BREAK SPACE}*" if r.p_holm < .05 else "")
         for r in page.itertuples()]
-    names = list(map(_asked, page.itertuples()))
-    table = page.assign(difference=names, words=words).pivot(index="difference", columns="dataset", values="words")
-    return table.reindex(list(dict.fromkeys(names)), columns=page.dataset.unique()).rename_axis(columns=None)
+    names = [_asked(r, together=True) for r in page.itertuples()]
+    page = page.assign(name=names, words=words)
+    table = page.pivot(index="name", columns="dataset", values="words").rename_axis(index=None, columns=None)
+    return table.reindex(list(dict.fromkeys(names)), columns=page.dataset.unique())
 
-def _asked(row): # of a family
-    ours, theirs = (f"{feature.partition(' ')[0]} of {method}" for method, feature in (row.ours, row.theirs))
-    return f"{ours} - {theirs}"
+def _asked(row, together=False): # of a family; `together`: one feature of two methods is named once
+    (a, ours), (b, theirs) = ((method, feature.partition(" ")[0]) for method, feature in (row.ours, row.theirs))
+    return f"{ours}: {a} - {b}" if together and ours == theirs else f"{ours} of {a} - {theirs} of {b}"
 
 # %% ../../nbs/looking/23b_differences.ipynb #f028
 def mean_text(
