@@ -12,8 +12,6 @@ import matplotlib.pyplot as plt
 
 from vdistill.looking import audit_bounds as B
 from vdistill.looking.audit import Sample
-from vdistill.looking.probes import image_splits
-from vdistill.looking.promises import class_means
 from vdistill.bounds import alpha_floor, ceiling, cpc, ml_cpc
 from vdistill.core import InputError
 

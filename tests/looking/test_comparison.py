@@ -2,7 +2,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import settings
 from vdistill.reid.fakes import fake_regdb
 from vdistill.looking.comparison import HOGS, SCENES, Cell, collect_histories, collect, read_grid, reference_scores
 from vdistill.looking.comparison import run_cell, run_cells, shard

@@ -1,5 +1,5 @@
 "The explorers: what their sliders draw, held against the library's functions and against closed forms."
-import base64, io, json, re
+import base64, io, json
 from pathlib import Path
 import numpy as np
 import pandas as pd
