@@ -285,7 +285,7 @@ def open_audit(
 
 # %% ../../nbs/looking/21_audit.ipynb #c074
 def _load_finished(run_dir, device): # as `load_run`; a run without results is not finished
-    config = read_config(run_dir)
+    read_config(run_dir) # says so where there is no run at all
     if not (Path(run_dir)/"results.csv").is_file():
         raise InputError(f"{run_dir} is not finished: go on with vdistill train --resume {shlex.quote(str(run_dir))}")
     return load_run(run_dir, device)

@@ -37,7 +37,7 @@ def plot_run(
         ax.set(xlabel="epoch", xlim=(-.5, (total or max(len(history), 1)) - .5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     try: plot_kl_curves(history, ax=left, log=log)
-    except InputError as e:
+    except InputError:
         said = "no epoch yet" if not len(history) else "no divergence in this run"
         left.text(.5, .5, said, transform=left.transAxes, ha="center", color="#666666")
     wanted, unit = RIGHT_PANELS[beside]
