@@ -80,7 +80,7 @@ for module in pkgutil.walk_packages(vdistill.__path__, "vdistill."):
     try: importlib.import_module(module.name)
     except ImportError as e: print(module.name, "|", e)""")
     said = subprocess.run([sys.executable, "hidden.py"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said == [f"vdistill.looking.{name} | the explorers need ipywidgets: pip install 'vdistill[notebook]'" for name in ("explorers", "widgets")]
+    assert said == [f"vdistill.looking.{name} | the explorers need ipywidgets: pip install 'vdistill[notebook]'" for name in ("atlas", "dashboard", "explorers", "panels", "widgets")]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pins", [[], ["oldest"]], ids=["newest", "oldest"])
