@@ -5,31 +5,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from invented import noise
 import torch
 from PIL import Image
 from vdistill.looking import atlas as A
 from vdistill.core import InputError
 from vdistill.looking.plots import MODALITY_COLOURS
 from vdistill.reid.runs import read_config
-from vdistill.reid.training import Trainer, configure
-
-
-TINY = {"data.identities": (6, 4, 6), "data.images_per_camera": 2, "epochs": 4, "identities_per_batch": 2, "images_per_identity": 1, "validate_every": 2,
-        "width": 8, "features": 16, "z_features": 16, "hidden": (16,), "grid": (2, 2), "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    "Two finished runs on one dataset."
-    folder, dataset = tmp_path_factory.mktemp("runs"), None
-    for method in ("baseline", "full"):
-        trainer = Trainer(configure("synthetic", method, seed=3, **TINY), folder/method, dataset)
-        trainer.fit()
-        dataset = trainer.dataset
-    return {method: folder/method for method in ("baseline", "full")}, dataset
-
-
-def noise(*shape, seed=0): return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+from vdistill.reid.training import Trainer
 
 
 def pictures(n, seed=0): return np.random.default_rng(seed).integers(0, 256, (n, 3, 64, 32), dtype=np.uint8)

@@ -6,27 +6,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from invented import people
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from vdistill.looking import audit as A
 from vdistill.looking import probes as P
 from vdistill.cli.main import main
 from vdistill.core import InputError
 from vdistill.reid.data import load_dataset
 from vdistill.reid.training import Trainer, configure
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def people(n=40, each=6, d=10, seed=0):
-    "Features that hold a person's code, and identities."
-    rng = np.random.default_rng(seed)
-    identity = np.repeat(np.arange(n), each)
-    return rng.standard_normal((n, d))[identity] + .5*rng.standard_normal((n*each, d)), identity, rng
 
 
 def test_what_cannot_be_measured_is_said_and_not_given_as_a_number():

@@ -159,3 +159,14 @@ def test_each_doubt_is_said_where_it_holds():
         assert words in said(**change)
     both = pd.DataFrame([fine, fine | dict(feature="v shared", value=.7)])
     assert B.order_broken(both).nats.item() == pytest.approx(.3) and not len(B.order_broken(both.assign(value=1.)))
+
+
+def test_the_modality_of_two_tables_is_counted_once():
+    "A run that was audited keeps its own row, one that was only bounded gets one; other bounds stay out."
+    where = dict(dataset="d", method="full", feature="z shared", images="both")
+    audits = pd.DataFrame([where | dict(seed=0, group=g, factor=g, probe="linear", metric="nats", value=v) for g, v in (("modality", .1), ("identity", 2.))])
+    bounds = pd.DataFrame([where | dict(seed=s, about=about, bound=b, value=v, gap=0.)
+        for s, about, b, v in ((0, "modality", "BA", .1004), (5, "modality", "BA", .3), (5, "modality", "CPC", .4), (5, "identity", "BA", 3.))])
+    both = B.with_modality(audits, bounds)
+    assert list(both) == list(audits) and len(both) == 3
+    assert both[both.group == "modality"].set_index("seed").value.to_dict() == {0: .1, 5: .3}

@@ -7,22 +7,7 @@ import pytest
 import torch
 from vdistill.looking import dashboard as D
 from vdistill.reid.runs import load_run, read_config
-from vdistill.reid.training import Trainer, configure
-
-
-TINY = {"data.identities": (6, 4, 6), "data.images_per_camera": 2, "epochs": 4, "identities_per_batch": 2, "images_per_identity": 1, "validate_every": 2,
-        "width": 8, "features": 16, "z_features": 16, "hidden": (16,), "grid": (2, 2), "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    "Two finished runs on one dataset."
-    folder, dataset = tmp_path_factory.mktemp("runs"), None
-    for method in ("baseline", "full"):
-        trainer = Trainer(configure("synthetic", method, seed=3, **TINY), folder/method, dataset)
-        trainer.fit()
-        dataset = trainer.dataset
-    return {method: folder/method for method in ("baseline", "full")}, dataset
+from vdistill.reid.training import Trainer
 
 
 def plain(history): return pd.DataFrame(history).drop(columns="seconds")

@@ -5,20 +5,12 @@ import numpy as np
 import pytest
 import torch
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 from vdistill.looking import pictures as P
 from vdistill.looking import plots
 from vdistill.core import InputError
 
-
-@pytest.fixture(autouse=True)
-def closed_figures_and_untouched_settings():
-    before = dict(plt.rcParams.copy())
-    yield
-    after = dict(plt.rcParams.copy())
-    plt.close("all")
-    assert {k for k in before if before[k] != after[k]} == set()
+pytestmark = pytest.mark.usefixtures("untouched_settings")
 
 
 def drawn(figure): figure.canvas.draw(); return figure

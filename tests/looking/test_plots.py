@@ -15,17 +15,10 @@ from vdistill.looking import plots
 from vdistill.core import InputError
 from vdistill.reid.evaluation import retrieval_scores
 
+pytestmark = pytest.mark.usefixtures("untouched_settings")
+
 
 ROOT = str(Path(__file__).resolve().parents[2])
-
-
-@pytest.fixture(autouse=True)
-def closed_figures_and_untouched_settings():
-    before = dict(plt.rcParams.copy())
-    yield
-    after = dict(plt.rcParams.copy())
-    plt.close("all")
-    assert {k for k in before if before[k] != after[k]} == set()
 
 
 def history(seeds=1, epochs=5):

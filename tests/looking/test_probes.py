@@ -3,26 +3,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from invented import people
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from vdistill.looking import probes as P
 from vdistill.core import InputError
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def people(n=40, each=6, d=10, seed=0):
-    "Features that hold a person's code, and identities."
-    rng = np.random.default_rng(seed)
-    identity = np.repeat(np.arange(n), each)
-    return rng.standard_normal((n, d))[identity] + .5*rng.standard_normal((n*each, d)), identity, rng
 
 
 def test_interval_is_the_clustered_t_interval_and_differences_are_paired():

@@ -2,25 +2,12 @@
 import matplotlib
 import numpy as np
 import pytest
+from invented import people
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from vdistill.looking import probes as P
 from vdistill.looking import promises as R
 from vdistill.core import InputError
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def people(n=40, each=6, d=10, seed=0):
-    "Features that hold a person's code, and identities."
-    rng = np.random.default_rng(seed)
-    identity = np.repeat(np.arange(n), each)
-    return rng.standard_normal((n, d))[identity] + .5*rng.standard_normal((n*each, d)), identity, rng
 
 
 def test_class_means_are_linear_discriminant_analysis():
