@@ -701,6 +701,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vdistill/looking/audit_bounds.py'),
                                                'vdistill.looking.audit_bounds.read_off': ( 'looking/audit_bounds.html#read_off',
                                                                                            'vdistill/looking/audit_bounds.py'),
+                                               'vdistill.looking.audit_bounds.with_modality': ( 'looking/audit_bounds.html#with_modality',
+                                                                                                'vdistill/looking/audit_bounds.py'),
                                                'vdistill.looking.audit_bounds.write_bounds': ( 'looking/audit_bounds.html#write_bounds',
                                                                                                'vdistill/looking/audit_bounds.py')},
             'vdistill.looking.cases': { 'vdistill.looking.cases._by_camera': ('looking/cases.html#_by_camera', 'vdistill/looking/cases.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPERATURES', 'BOUNDS', 'pair_rows', 'Metric', 'at_floor', 'in_batches', 'best_temperature', 'learn_metric', 'pulls',
            'Nats', 'read_off', 'across', 'by_classes', 'identities', 'modalities', 'doubts', 'order_broken', 'measure',
-           'measure_run', 'measure_text', 'plot_bounds', 'write_bounds']
+           'measure_run', 'measure_text', 'with_modality', 'plot_bounds', 'write_bounds']
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c002
 import math, time
@@ -329,6 +329,17 @@ def measure_text(
         lines.append(f"careful: {_quantity(r.about, r.images)}, {r.branch}: z gives {r.nats:.2f} nats more than v, "
             "of which it is computed, so v's value is too low by at least that")
     return "\n".join(lines)
+
+def with_modality(
+    audits: pd.DataFrame, # rows of `audit_run`, several runs
+    bounds: pd.DataFrame, # rows of `measure_run`, of the same or of other runs
+) -> pd.DataFrame: # the audits, and rows of the modality for runs that were not audited
+    "What two tables know of the modality, in one: the same linear probe asked for both."
+    asked = bounds[(bounds.about == "modality") & (bounds.bound == "BA")]
+    asked = asked.assign(group="modality", factor="modality", probe="linear", metric="nats")
+    both = pd.concat([audits, asked[asked.columns.intersection(audits.columns)]])
+    keys = ["dataset", "method", "seed", "feature", "images", "group", "factor", "probe", "metric"]
+    return both.drop_duplicates(keys, ignore_index=True)
 
 # %% ../../nbs/looking/21b_audit_bounds.ipynb #c033
 @house_style()
